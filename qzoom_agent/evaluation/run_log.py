@@ -129,7 +129,7 @@ def _shrinks(task: str, old: TaskSelection, new: TaskSelection) -> Iterator[str]
             yield f"{name} {before!r} then, {after!r} now"
     if new.planned < old.planned:
         yield f"{old.planned} samples then, {new.planned} now"
-    whole = new.planned == new.total
+    whole = new.planned + len(new.left_out) == new.total
     if (old.stratified and (old.total != new.total or not (new.stratified or whole))) or (
         new.stratified and not old.stratified
     ):
@@ -225,9 +225,14 @@ class RunFolder:
             yield
 
     def newest(self, keep: Callable[[SampleResult], bool] = lambda _: True) -> dict[RowKey, RowPlace]:
-        """Return the place of the newest row of each sample and repeat that `keep` accepts; `read` reads one."""
+        """Return the place of the newest row of each sample and repeat, if `keep` accepts that; `read` reads one."""
+        found: dict[RowKey, RowPlace] = {}
         with self._opened() as files:
-            return {(row.task, row.index, row.repeat): place for row, place in _rows_and_places(files) if keep(row)}
+            for row, place in _rows_and_places(files):
+                found.pop(key := (row.task, row.index, row.repeat), None)
+                if keep(row):
+                    found[key] = place
+        return found
 
     def read(self, place: RowPlace) -> SampleResult:
         """Return the row at a place that `newest` gave."""

@@ -340,9 +340,10 @@ class TaskRun:
         last = perf_counter()
         with self.folder.journal(rank) as journal:
             for row, new, changed in _side_by_side(lambda item: answered(*item), items, workers):
+                now = perf_counter()
                 if new:
-                    now = perf_counter()
-                    row, last = row.model_copy(update={"elapsed": now - last, "peak_memory": peak_memory()}), now
+                    row = row.model_copy(update={"elapsed": now - last, "peak_memory": peak_memory()})
+                last = now
                 if changed:
                     journal.append(row)
                 if watch:
@@ -366,6 +367,8 @@ class TaskRun:
         if known is not None and known.key == (told := about(sample, image=image_digest(sample.image)))["key"]:
             current = known.under(told, self.task.scorers)
             if current is not None:
+                if current.gold != known.gold:  # the page of the episode shows it
+                    self.folder.trace_path(known.key).with_suffix(".html").unlink(missing_ok=True)
                 return current, False
         row = self._ask(sample, partial(about, sample), seed=episode_seed(self.seed, sample.id, repeat))
         return (row.model_copy(update={"row": digest}) if digest else row), True

@@ -28,7 +28,7 @@ from qzoom_agent.evaluation.tasks.task import Score
 from qzoom_agent.geometry import Box
 from qzoom_agent.models.scripted import ScriptedBackend
 from qzoom_agent.report import page as pages
-from tests.evaluation.player import Numbers, numbers, player
+from tests.evaluation.player import Numbers, changed, numbers, player
 from tests.report.pages import Page
 
 
@@ -145,6 +145,15 @@ def test_flips_are_those_of_the_task(tmp_path: Path) -> None:
         ("one: odd", None),
         ("two: odd", None),
     ]
+
+
+def test_an_episode_is_shown_with_the_right_answer_of_now(tmp_path: Path) -> None:
+    evaluate(player(), [numbers(2)], out=tmp_path)
+    write_run_report(RunFolder(tmp_path))
+    evaluate(player(), [changed(2, answer="4711", answers=("4711",))], out=tmp_path)
+    write_run_report(RunFolder(tmp_path))
+    found = [path.read_text(encoding="utf-8") for path in (tmp_path / "traces").glob("*.html")]
+    assert len(found) == 2 and all("4711" in page for page in found)
 
 
 def test_a_run_without_traces_has_a_page_without_links(tmp_path: Path) -> None:

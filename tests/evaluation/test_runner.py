@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from qzoom_agent.agent import Agent
 from qzoom_agent.answer import Answer
 from qzoom_agent.config import AgentConfig
 from qzoom_agent.data.samples import Sample, TaskSource
 from qzoom_agent.errors import BackendError, ConfigError, ImageError
+from qzoom_agent.evaluation import runner
 from qzoom_agent.evaluation.compare import compare
 from qzoom_agent.evaluation.run_log import RunFolder
 from qzoom_agent.evaluation.runner import evaluate, rescore
@@ -26,7 +28,7 @@ from qzoom_agent.evaluation.tasks.task import Score, Task
 from qzoom_agent.geometry import Box
 from qzoom_agent.models.scripted import ScriptedBackend
 from qzoom_agent.trace import Trace, saved_images
-from tests.evaluation.player import Numbers, clean, faithful, lines, numbers, player
+from tests.evaluation.player import Numbers, changed, clean, faithful, lines, numbers, player
 
 
 class Watcher:
@@ -330,6 +332,46 @@ def test_what_a_task_says_of_a_sample_is_that_of_now(change: dict[str, Any], cal
     evaluate(player(), [numbers(2)], out=tmp_path / "before")
     with pytest.raises(ConfigError, match="scored against different answers: sample numbers-1 has '1' in one and '9'"):
         compare(RunFolder(tmp_path / "before"), RunFolder(tmp_path))
+
+
+def test_an_image_that_its_metadata_turn_is_asked_about_once(tmp_path: Path) -> None:
+    """A task of your own may open its files with Pillow, which turns nothing."""
+    (exif := Image.Exif())[0x112] = 6
+    Image.new("RGB", (168, 112), "red").save(tmp_path / "turned.jpg", exif=exif)
+    agent = Given(policy="direct")
+    for _ in range(2):
+        task = changed(1, image=Image.open(tmp_path / "turned.jpg"), boxes=(), coarse_suffices=None)
+        evaluate(agent, [task], out=tmp_path / "run")
+    assert len(agent.calls) == 1
+    assert RunFolder(tmp_path / "run").latest()[0].size == (112, 168), "as the agent sees it"
+
+
+def test_a_sample_that_failed_last_is_asked_whatever_came_before(tmp_path: Path) -> None:
+    """A run that is killed after such a row leaves an older answer before it."""
+    evaluate(player(), [numbers(2)], out=tmp_path)
+    folder = RunFolder(tmp_path)
+    row = folder.latest()[1]
+    with folder.journal() as journal:
+        journal.append(row.model_copy(update={"key": "other", "status": "error", "answer": None, "scores": {}}))
+    agent = Given()
+    assert evaluate(agent, [numbers(2)], out=tmp_path).tasks["numbers"].failed == 0
+    assert len(agent.calls) == 1
+
+
+def test_the_time_of_an_answer_is_its_own_where_a_run_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+
+    class Slow(Numbers):
+        def __getitem__(self, index: int, /) -> Sample:
+            read.append(index)  # which takes a second
+            return super().__getitem__(index)
+
+    monkeypatch.setattr(runner, "perf_counter", lambda: float(len(read)))
+    for n in (5, 6):
+        evaluate(player(), [replace(numbers(n), load=lambda source, n=n: Slow("numbers", n))], out=tmp_path)
+    assert [row.elapsed for row in RunFolder(tmp_path).latest()] == [1.0] * 6
 
 
 def test_tasks_of_one_name_are_refused(tmp_path: Path) -> None:

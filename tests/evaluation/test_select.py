@@ -51,6 +51,12 @@ def test_left_out_rows_are_counted(table: Path, tmp_path: Path) -> None:
     assert [row.index for row in rows] == [1, 2, 4, 5]
 
 
+def test_a_limited_run_is_enlarged_to_all_rows_but_those_left_out(table: Path, tmp_path: Path) -> None:
+    task, source = custom_task(table), TaskSource(skip_bad=True)
+    evaluate(player(lambda i: True), [task], out=tmp_path / "run", source=source, limit=2)
+    assert evaluate(player(lambda i: True), [task], out=tmp_path / "run", source=source).tasks[task.name].n == 4
+
+
 def test_a_run_without_answers_has_no_accuracy_but_replies(table: Path, tmp_path: Path) -> None:
     rows = [json.loads(line) for line in table.read_text().splitlines()]
     table.write_text("\n".join(json.dumps(row | {"answer": None, "image": "a.png"}) for row in rows))

@@ -21,7 +21,7 @@ import PIL.ImageDraw
 from qzoom_agent.evaluation.audit import MEANINGS, TaskAudit, points, read_audit
 from qzoom_agent.evaluation.compare import RIGHT, compare, worth
 from qzoom_agent.evaluation.run_log import RunFolder
-from qzoom_agent.evaluation.sample_result import Cause, SampleResult
+from qzoom_agent.evaluation.sample_result import Cause, SampleResult, placed
 from qzoom_agent.evaluation.stats import Figure
 from qzoom_agent.evaluation.summary import Results, TaskResult, by_sample, measured
 from qzoom_agent.report import page
@@ -93,7 +93,7 @@ def _write_episodes(folder: RunFolder, rows: Sequence[SampleResult]) -> None:
             continue
         trace = folder.trace(row.key)
         assert trace is not None
-        known = trace.model_copy(update={"gold": row.boxes})
+        known = trace.model_copy(update={"gold": row.boxes, "gold_images": row.box_images})
         text = render_html(
             known, lambda digest: page.ImageLink(f"images/{digest}.jpg"), expected=row.gold[0], linked=True
         )
@@ -288,8 +288,11 @@ def _picture(folder: RunFolder, row: SampleResult, limit: int) -> dict[str, Any]
         return None  # a run without traces has no pictures
     small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), PIL.Image.Resampling.BILINEAR)
     draw, scale = PIL.ImageDraw.Draw(small), small.width / row.size[0]
-    marks = [(GOLD, box) for box in row.boxes] + [(CROP, box) for box in row.crops]
-    for colour, box in marks:
+    marks = [(CROP, one) for one in placed(row.crops, row.crop_images)]
+    marks += [(GOLD, one) for one in placed(row.boxes, row.box_images)]  # last, as the smaller ones
+    for colour, (box, image) in marks:
+        if image:  # the picture is the first image
+            continue
         x1, y1, x2, y2 = (scale * value for value in box)
         draw.rectangle((x1 - 1, y1 - 1, max(x1 + 1, x2), max(y1 + 1, y2)), outline=colour)
     return {"src": page.jpeg(small, THUMBNAIL_SIDE, limit), "width": small.width, "height": small.height}

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import PIL.Image
@@ -25,11 +25,11 @@ from qzoom_agent.evaluation.tasks.task import CustomScorer, Score, Scorer, apply
 from qzoom_agent.geometry import Box
 from qzoom_agent.images import digest, load_image
 from qzoom_agent.trace import Quad, Text, Trace, Usage
-from qzoom_agent.views import ViewStore
+from qzoom_agent.views import ViewStore, original_id
 
 Cause = Literal["failed", "never looked", "looked elsewhere", "saw and misread", "looked, place unknown"]
 TAKE_GOLD: frozenset[PolicyName] = frozenset({"oracle", "random"})
-_TOLD = ("kind", "cluster", "gold", "options", "meta")
+_TOLD = ("kind", "cluster", "gold", "options", "meta", "box_images")
 """Fields that a task can correct without another answer."""
 
 
@@ -83,6 +83,8 @@ class SampleResult(BaseModel, frozen=True, use_attribute_docstrings=True):
     meta: dict[str, JsonValue] = Field(default_factory=dict)
     boxes: list[Quad] = Field(default_factory=list)
     """Boxes of the answer, in pixels of the image; empty if unknown or if no crop is needed."""
+    box_images: list[int] = Field(default_factory=list)
+    """The image of each, counted from 0; empty where the question has one image."""
     coarse_suffices: bool | None = None
 
     answer: str | None = None
@@ -171,7 +173,7 @@ class SampleResult(BaseModel, frozen=True, use_attribute_docstrings=True):
             image=PIL.Image.new("RGB", (1, 1)),
             question=self.question,
             answer=self.gold[0],
-            boxes=tuple(Box(*box) for box in self.boxes),
+            boxes=tuple(Box(*box, view=original_id(image)) for box, image in placed(self.boxes, self.box_images)),
             coarse_suffices=self.coarse_suffices,
             answers=tuple(self.gold),
             options=tuple(self.options),
@@ -209,6 +211,11 @@ class SampleResult(BaseModel, frozen=True, use_attribute_docstrings=True):
         return self.rescored(scorers)
 
 
+def placed(boxes: Sequence[Quad], images: Sequence[int]) -> Iterator[tuple[Quad, int]]:
+    """Return each box with the number of its image; `images` is empty where all are on the first."""
+    return zip(boxes, images or [0] * len(boxes), strict=True)
+
+
 def scored(
     answer: str | None, status: str, sample: Sample, scorers: Mapping[str, Scorer | CustomScorer]
 ) -> dict[str, Any]:
@@ -242,6 +249,7 @@ def asked(
     `image` is the `image_digest`, `seed` the run's, `weights` says which they are.
     """
     boxes = [box.as_list() for box in sample.boxes]
+    numbers = {original_id(number): number for number in range(len(sample.images))}
     episode = episode_seed(seed, sample.id, repeat)
     decides: list[Any] = [
         sample.task,
@@ -272,6 +280,7 @@ def asked(
         "options": list(sample.options),
         "meta": dict(sample.meta),
         "boxes": boxes,
+        "box_images": [numbers.get(box.view, 0) for box in sample.boxes] if sample.others else [],
         "coarse_suffices": sample.coarse_suffices,
     }
 

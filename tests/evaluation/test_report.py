@@ -26,6 +26,7 @@ from qzoom_agent.evaluation.run_log import RunFolder, environment
 from qzoom_agent.evaluation.runner import evaluate, rescore
 from qzoom_agent.evaluation.stats import Figure, Interval
 from qzoom_agent.evaluation.tasks.task import Score
+from qzoom_agent.geometry import Box
 from qzoom_agent.models.scripted import ScriptedBackend
 from qzoom_agent.report import page as pages
 from tests.evaluation.player import Numbers, numbers, player
@@ -234,6 +235,26 @@ def test_pictures_carry_the_known_boxes_and_the_crops(run: RunFolder) -> None:
 
     assert all(close(picture, report.GOLD) >= 10 for picture in pictures)
     assert close(saw, report.CROP) >= 10 > close(never, report.CROP)
+
+
+def test_boxes_are_drawn_on_the_image_that_they_are_of(tmp_path: Path) -> None:
+    def load(source: TaskSource) -> list[Sample]:
+        first, second = Image.new("RGB", (200, 100)), Image.new("RGB", (100, 200))
+        boxes = (Box(50, 100, 90, 160, view="original2"),)
+        return [Sample("x", "pages", "all", first, "Which?", "1", boxes=boxes, others=(second,))]
+
+    task = replace(numbers(), name="pages", load=load, aggregate=None)
+    replies = ["ZOOM image 2: 250, 250, 750, 750", "1"]
+    evaluate(Agent(ScriptedBackend(replies, protocol="plain")), [task], out=tmp_path)
+    run = RunFolder(tmp_path)
+    [picture] = Page(write_run_report(run).read_text(encoding="utf-8")).images
+    colours = np.asarray(Image.open(BytesIO(b64decode(picture.partition(",")[2]))))
+    assert colours.max() < 60, "neither the crop nor the known box is on the first image"
+    [row] = run.latest()
+    assert (row.boxes, row.box_images) == ([(50, 100, 90, 160)], [1])
+    assert row.sample().boxes == (Box(50, 100, 90, 160, view="original2"),)
+    _, second = run.trace_path(row.key).with_suffix(".html").read_text(encoding="utf-8").split('<div class="stage s1">')
+    assert 'class="box gold' in second
 
 
 def test_a_page_tells_when_and_with_what_it_was_made(tmp_path: Path) -> None:

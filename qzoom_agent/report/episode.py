@@ -90,7 +90,11 @@ def _part(
         "first_tokens": sum(view.tokens for view in first),
         # A crop is counted where it was asked for; `visual_tokens` count it a turn later, where it is encoded.
         "turns": [
-            (turn, _title(turn), sum(shown[id].tokens for id in {call.result for call in turn.calls} if id in shown))
+            (
+                turn,
+                _title(turn, record),
+                sum(shown[id].tokens for id in {call.result for call in turn.calls} if id in shown),
+            )
             for turn in record.turns
         ],
     }
@@ -219,7 +223,7 @@ def _tokens(trace: Trace) -> str:
     return page.dots([f"coarse {usage.coarse_tokens:,}", f"crops {usage.crop_tokens:,}", made, saved, whole])
 
 
-def _title(turn: Turn) -> str:
+def _title(turn: Turn, record: QuestionRecord) -> str:
     if turn.calls:
         named = list(
             dict.fromkeys("Zoom" if call.arguments is None else page.cut(call.name, 40) for call in turn.calls)
@@ -228,6 +232,9 @@ def _title(turn: Turn) -> str:
         title = ", ".join([*named, *([] if served else ["not served"])])
     else:
         title = "Answer" if turn.answer is not None else "Unreadable" if turn.problems else "Text"
-    sure = None if turn.confidence is None else f"confidence {turn.confidence:.2f}"
+    answered = [one for one in record.turns if one.answer is not None]
+    sure = None if turn.confidence is None else f"least likely token {turn.confidence:.2f}"
+    if answered and turn is answered[-1] and record.confidence is not None:  # the calibrated one, as answer.confidence
+        sure = f"confidence {record.confidence:.2f}"
     forced = "last turn, without tools" if turn.forced else None
     return page.dots([title, sure, forced, "cut off" if turn.finish == "length" else None])

@@ -232,6 +232,14 @@ def test_everything_that_happened_is_on_the_page() -> None:
     assert [len(found.having(kind)) for kind in ("gold", "proposed", "served")] == [1, 1, 2 + 1]
 
 
+@pytest.mark.parametrize(("calibrated", "shown"), [(0.8, "confidence 0.80"), (None, "least likely token 0.97")])
+def test_a_page_calls_confidence_what_the_answer_does(calibrated: float | None, shown: str) -> None:
+    turns = [Turn(index=at, text="1", answer="1", confidence=sure) for at, sure in enumerate((0.6, 0.97))]
+    text = page(turns=turns, confidence=calibrated).text
+    assert "least likely token 0.60" in text, "an answer that was not kept"
+    assert shown in text and text.count("confidence 0.") == (calibrated is not None)
+
+
 def position(found: Page, mark: dict[str, str | None]) -> list[float]:
     name = next(name for name in (mark["class"] or "").split() if re.fullmatch(r"m\d+", name))
     rule = re.search(

@@ -38,7 +38,7 @@ _MOST_KINDS = 16
 """Of more kinds the chart shows none, because their labels would not fit in; the bars show all."""
 _LINE = 15.0
 """Least distance of two labels."""
-_NEAR = 130.0
+_NEAR = 150.0
 """Labels that are further apart than this stand beside each other."""
 
 
@@ -126,7 +126,7 @@ def _points(results: Results, rows: Sequence[SampleResult], figures: Mapping[str
                 for other, result in figures.items()
                 if name in result.tasks
             ]
-        if one and not figures and len(task.marks.kinds) <= _MOST_KINDS:
+        if one and not figures and 1 < len(task.marks.kinds) <= _MOST_KINDS:
             for kind, figure in task.marks.kinds.items():
                 known = measured([row for row in rows if row.kind == kind])
                 points.append(ChartPoint(kind, fmean(row.visual_tokens for row in known), figure, False))
@@ -172,15 +172,16 @@ class Scatter:
     """Accuracy from 0 to 100 % over visual tokens from 0, in units of the picture; drawn by charts.html.jinja."""
 
     width, height = 640, 320
-    left, right, top, bottom = 62.0, 490.0, 12.0, 280.0
+    left, right, top, bottom = 62.0, 450.0, 12.0, 280.0
 
     def __init__(self, points: Sequence[ChartPoint]) -> None:
-        self.points = points
+        self.points = sorted(points, key=lambda point: point.main)  # the last one drawn is on top
         most = max((point.x for point in points), default=0.0) or 1.0
         step = _step(most)
         self.end = step * math.ceil(1.02 * most / step)
         self.ticks = [count * step for count in range(round(self.end / step) + 1)]
-        self.heights = _spread([(self.x(point.x), self.y(point.figure.mean)) for point in points])
+        places = [(self.x(point.x), self.y(point.figure.mean)) for point in self.points]
+        self.heights = _spread(places, self.top, self.bottom)
         self.alt = "; ".join(f"{each.label} {100 * each.figure.mean:.0f}% at {each.x:,.0f}" for each in points)
 
     def x(self, tokens: float) -> float:
@@ -198,15 +199,15 @@ def _step(most: float) -> float:
     return next(size * unit for size in (0.2, 0.5, 1.0, 2.0) if most / (size * unit) <= 6)
 
 
-def _spread(places: Sequence[tuple[float, float]]) -> list[float]:
-    """Return heights of labels at these places, moved apart from the lowest upwards so that none covers another."""
+def _spread(places: Sequence[tuple[float, float]], top: float, bottom: float) -> list[float]:
+    """Return heights of labels at these places, moved apart so that none covers another or leaves the chart."""
     heights = [height for _, height in places]
-    done: list[int] = []
-    for at in sorted(range(len(places)), key=lambda at: -heights[at]):
-        for below in done:
-            if abs(places[at][0] - places[below][0]) < _NEAR and heights[below] - heights[at] < _LINE:
-                heights[at] = heights[below] - _LINE
-        done.append(at)
+    for down, edge in ((-1, bottom), (1, top)):  # first upwards from the lowest, then down again where they left it
+        done: list[int] = []
+        for at in sorted(range(len(places)), key=lambda at: down * heights[at]):
+            nearest = [heights[other] + down * _LINE for other in done if abs(places[at][0] - places[other][0]) < _NEAR]
+            heights[at] = down * max(down * height for height in (heights[at], edge, *nearest))
+            done.append(at)
     return heights
 
 

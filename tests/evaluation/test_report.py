@@ -10,7 +10,7 @@ from base64 import b64decode
 from dataclasses import replace
 from html.parser import HTMLParser
 from io import BytesIO
-from itertools import count
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -277,5 +277,25 @@ def test_charts_hold_their_marks() -> None:
     )
     heights = [float(y) for y in re.findall(r'y="([\d.]+)" text-anchor="start"', plot)]
     assert len(heights) == 3
-    assert abs(heights[0] - heights[1]) >= 14, "labels of neighbours do not cover each other"
+    assert abs(heights[0] - heights[2]) >= 14, "labels of neighbours do not cover each other"
     assert charts.scatter(Scatter([]))
+
+
+@pytest.mark.parametrize("mean", [0.0, 0.5, 1.0])
+def test_every_label_of_a_chart_is_inside_it_and_the_run_itself_on_top(mean: float) -> None:
+    charts: Any = pages.environment().get_template("charts.html.jinja").module
+    figure = Figure(4, mean, 0.25, Interval(0.0, 1.0))
+    points = [ChartPoint(f"kind {at}", 60 + at, figure, at == 0) for at in range(16)]
+    plot = charts.scatter(Scatter(points))
+    heights = sorted(float(y) for y in re.findall(r'y="([-\d.]+)" text-anchor="start"', plot))
+    assert len(heights) == 16 and all(after - before >= 14 for before, after in pairwise(heights))
+    assert heights[0] >= 10 and heights[-1] <= Scatter.height - 20, "below are the numbers of the axis"
+    assert plot.rindex("<circle") == plot.index("<circle", plot.index('r="6"') - 40)
+
+
+def test_a_chart_of_one_kind_has_one_point(tmp_path: Path) -> None:
+    def load(source: TaskSource) -> list[Sample]:
+        return [Sample("x", "one", "all", Image.new("RGB", (200, 100)), "Which?", "1")]
+
+    evaluate(Agent(ScriptedBackend(["1"])), [replace(numbers(), name="one", load=load, aggregate=None)], out=tmp_path)
+    assert write_run_report(RunFolder(tmp_path)).read_text(encoding="utf-8").count("<circle") == 1

@@ -26,6 +26,7 @@ from qzoom_agent.evaluation.stats import Figure
 from qzoom_agent.evaluation.summary import Results, TaskResult, by_sample, measured
 from qzoom_agent.report import page
 from qzoom_agent.report.episode import render_html
+from qzoom_agent.report.markdown import percent
 
 MAX_ROWS = 5000
 THUMBNAIL_SIDE = 96
@@ -182,7 +183,7 @@ class Scatter:
         self.ticks = [count * step for count in range(round(self.end / step) + 1)]
         places = [(self.x(point.x), self.y(point.figure.mean)) for point in self.points]
         self.heights = _spread(places, self.top, self.bottom)
-        self.alt = "; ".join(f"{each.label} {100 * each.figure.mean:.0f}% at {each.x:,.0f}" for each in points)
+        self.alt = "; ".join(f"{each.label} {percent(each.figure.mean)} at {each.x:,.0f}" for each in points)
 
     def x(self, tokens: float) -> float:
         """Return the place of a number of visual tokens."""

@@ -28,6 +28,7 @@ from markupsafe import Markup
 
 from qzoom_agent.errors import TraceError
 from qzoom_agent.files import atomic_write
+from qzoom_agent.report.markdown import percent
 from qzoom_agent.report.overlay import MAX_SIDE, OPACITY, heat_image
 from qzoom_agent.trace import Quad
 from qzoom_agent.views import View
@@ -99,10 +100,10 @@ def environment() -> Environment:
         "fixed": lambda value, digits: f"{value:,.{digits}f}",
         "listed": listed,
         "number": number,
-        "percent": lambda value, digits=0: f"{value:.{digits}%}",
+        "percent": percent,
         "seconds": seconds,
         "share": share,
-        "signed": lambda value, digits: f"{value:+.{digits}f}",
+        "signed": lambda value, digits: f"{value:+z.{digits}f}",
     }
     return found
 
@@ -170,8 +171,8 @@ def seconds(value: float) -> str:
 
 def share(part: float, whole: float) -> str:
     """Return `part` of `whole` in percent."""
-    percent = 100 * part / whole if whole else 0.0
-    return f"{percent:.1f}%" if percent < 10 else f"{percent:.0f}%"
+    found = part / whole if whole else 0.0
+    return percent(found, 1 if found < 0.1 else 0)
 
 
 def dots(parts: Iterable[str | None]) -> str:

@@ -24,7 +24,7 @@ from qzoom_agent.evaluation import report
 from qzoom_agent.evaluation.report import ChartPoint, Scatter, write_run_report
 from qzoom_agent.evaluation.run_log import RunFolder, environment
 from qzoom_agent.evaluation.runner import evaluate, rescore
-from qzoom_agent.evaluation.stats import Figure, Interval
+from qzoom_agent.evaluation.stats import Figure, Interval, Paired
 from qzoom_agent.evaluation.tasks.task import Score
 from qzoom_agent.geometry import Box
 from qzoom_agent.models.scripted import ScriptedBackend
@@ -299,3 +299,13 @@ def test_a_chart_of_one_kind_has_one_point(tmp_path: Path) -> None:
 
     evaluate(Agent(ScriptedBackend(["1"])), [replace(numbers(), name="one", load=load, aggregate=None)], out=tmp_path)
     assert write_run_report(RunFolder(tmp_path)).read_text(encoding="utf-8").count("<circle") == 1
+
+
+def test_the_interval_of_a_figure_has_its_digits() -> None:
+    charts: Any = pages.environment().get_template("charts.html.jinja").module
+    drawn = charts.bars([("long run", Figure(2000, 0.9995, 0.0005, Interval(0.9972, 0.9999)), True)])
+    assert "99.95%<i> [99.7, 100.0] n 2000</i>" in drawn
+
+
+def test_a_difference_of_less_than_its_digits_has_no_negative_zero() -> None:
+    assert report.points(Paired(4, -0.0001, Interval(-0.0004, 0.0002), 0, 0, 1.0)) == "+0.0 points (+0.0 to +0.0)"

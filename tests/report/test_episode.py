@@ -21,6 +21,7 @@ from PIL import Image
 from qzoom_agent.errors import TraceError
 from qzoom_agent.geometry import Box
 from qzoom_agent.report.episode import render_html, write_report
+from qzoom_agent.report.markdown import percent
 from qzoom_agent.report.page import MAX_TEXT, environment, legible, listed, number, write_page
 from qzoom_agent.trace import CallRecord, Images, PerceptionRecord, Trace, Turn, Usage, by_digest
 from qzoom_agent.views import ViewStore
@@ -386,6 +387,17 @@ def test_a_place_that_cannot_be_written_is_a_clear_error(tmp_path: Path) -> None
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(TraceError, match=r"Cannot write .*run\.html: there is a file .* Choose"):
         write_report(trace, images, tmp_path / "file" / "run.html")
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "shown"),
+    [
+        (0.9967, 0, "99.7%"), (0.99961, 1, "99.96%"), (1.0, 1, "100.0%"), (0.0004, 0, "0.04%"), (0.0, 0, "0%"),
+        (0.42, 0, "42%"), (3.17, 0, "317%"), (1e-17, 1, "0.0%"),
+    ],
+)  # fmt: skip
+def test_a_share_is_rounded_neither_to_none_nor_to_all(value: float, digits: int, shown: str) -> None:
+    assert percent(value, digits) == shown
 
 
 def test_numbers_and_boxes_are_written_out() -> None:

@@ -236,8 +236,9 @@ def _sample(
 ) -> dict[str, Any]:
     """Return a row of the table: one sample with its repeats."""
     row = repeats[0]
-    scorer = results.tasks[row.task].scorer
+    scorer, answered = results.tasks[row.task].scorer, results.tasks[row.task].part.answered
     value = worth(repeats, scorer)
+    verdicts = ("right", row.cause) if answered else ("replied", "no reply")
     ends = {
         "refused": any(each.usage.refused for each in repeats),
         "failed": any(each.failed_calls for each in repeats),
@@ -249,7 +250,8 @@ def _sample(
         "kind": f"{row.task}: {row.kind}" if len(results.tasks) > 1 else row.kind,
         "value": value,
         "right": value >= RIGHT,
-        "cause": None if value >= RIGHT else row.cause,
+        "verdict": verdicts[value < RIGHT],
+        "cause": row.cause if value < RIGHT and answered else None,
         "became": flips.get((row.task, row.id)),
         "ends": " ".join(name for name, found in ends.items() if found),
         "gold": _lettered(row.gold[0], row),

@@ -25,11 +25,12 @@ from qzoom_agent.evaluation.report import ChartPoint, Scatter, write_run_report
 from qzoom_agent.evaluation.run_log import RunFolder, environment
 from qzoom_agent.evaluation.runner import evaluate, rescore
 from qzoom_agent.evaluation.stats import Figure, Interval, Paired
+from qzoom_agent.evaluation.tasks.catalog import unscored
 from qzoom_agent.evaluation.tasks.task import Score
 from qzoom_agent.geometry import Box
 from qzoom_agent.models.scripted import ScriptedBackend
 from qzoom_agent.report import page as pages
-from tests.evaluation.player import Numbers, numbers, player
+from tests.evaluation.player import Numbers, asked, numbers, player
 
 
 class Page(HTMLParser):
@@ -309,3 +310,19 @@ def test_the_interval_of_a_figure_has_its_digits() -> None:
 
 def test_a_difference_of_less_than_its_digits_has_no_negative_zero() -> None:
     assert report.points(Paired(4, -0.0001, Interval(-0.0004, 0.0002), 0, 0, 1.0)) == "+0.0 points (+0.0 to +0.0)"
+
+
+def test_a_page_of_questions_without_answers_calls_no_reply_right_or_wrong(tmp_path: Path) -> None:
+    def reply(messages: list[Any]) -> str:
+        if asked(messages) == 1:
+            raise RuntimeError("gone")
+        return "7"
+
+    task = unscored(numbers(3))
+    evaluate(Agent(ScriptedBackend(reply)), [task], out=tmp_path, source=TaskSource(answered=False))
+    text = write_run_report(RunFolder(tmp_path)).read_text(encoding="utf-8")
+    assert "Replied, with its 95 % interval" in text and "Replied against visual tokens" in text
+    assert "1 sample failed and counts as no reply." in text
+    shown = re.sub(r"<(style|script)>.*?</\1>", "", text, flags=re.DOTALL)
+    assert not re.search(r">(Accuracy|right|wrong|right and wrong|failed|saw and misread)\b(?! answer)", shown)
+    assert re.findall(r'colspan="10">([^<]*)<', shown) == ["no reply", "replied"]

@@ -58,11 +58,9 @@ def render_html(trace: Trace, image: page.Pictures, *, expected: str | None = No
         expected=expected,
         tokens=_tokens(trace),
         zooms=_zooms(trace.total),
-        stage=stages[0] if stages else None,
-        more_stages=stages[1:],
-        crop_count=len(numbers),
+        stages=stages,
         crops=crops,
-        questions=[_part(one, image, crops, limit) for one in trace.questions],
+        questions=[_part(one, image, crops, limit, several=len(originals) > 1) for one in trace.questions],
         decision=_decision,
         numbers=lambda call: [
             f"{page.cut(key, 60).replace('_', ' ')} {page.number(value)}"
@@ -77,7 +75,7 @@ def render_html(trace: Trace, image: page.Pictures, *, expected: str | None = No
 
 
 def _part(
-    record: QuestionRecord, image: page.Pictures, crops: Mapping[str, page.Thumbnail], limit: int
+    record: QuestionRecord, image: page.Pictures, crops: Mapping[str, page.Thumbnail], limit: int, *, several: bool
 ) -> dict[str, Any]:
     """Return one question of a trace, as the template shows it."""
     results = {call.result for turn in record.turns for call in turn.calls}
@@ -85,8 +83,12 @@ def _part(
     first = [view for id, view in shown.items() if id not in results]
     return {
         "record": record,
-        "found": [findings(look, further=at > 0) for at, look in enumerate(record.looks)],
-        "first": [crops.get(view.id) or coarse_view(view, image(view.digest), limit) for view in first],
+        "found": [
+            findings(one, further=at > 0, several=several) for at, look in enumerate(record.looks) for one in look.every
+        ],
+        "first": [
+            crops.get(view.id) or coarse_view(view, image(view.digest), limit, several=several) for view in first
+        ],
         "first_tokens": sum(view.tokens for view in first),
         # A crop is counted where it was asked for; `visual_tokens` count it a turn later, where it is encoded.
         "turns": [
@@ -111,10 +113,9 @@ def _marks(trace: Trace, original: View) -> list[page.BoxMark]:
     every = [view for view in trace.all_views if view.kind == "crop"]
     turns, image = trace.all_turns, original.image
     numbers = {view.id: number for number, view in enumerate(every, start=1) if view.image == image}
-    crops = [view for view in every if view.id in numbers]
     marks = []
 
-    def add(kind: str, turn: int | None, label: str, title: str, box: Sequence[float] | None) -> None:
+    def add(kind: str, turn: int | str | None, label: str, title: str, box: Sequence[float] | None) -> None:
         clipped = fractions(box, original.size)
         if clipped is not None:
             marks.append(page.BoxMark(kind, turn, label, title, clipped))
@@ -123,13 +124,16 @@ def _marks(trace: Trace, original: View) -> list[page.BoxMark]:
         for box, number in zip(one.gold, one.gold_images or [0] * len(one.gold), strict=False):
             if number == image:
                 add("gold", None, "", "Known place of the answer", box)
-    for look in (found for one in trace.questions for look in one.looks if (found := look.of(image))):
-        for rank, box in enumerate(look.boxes, start=1):
-            add("proposed", 0, "", f"Proposed box {rank}", box)
     results = {call.result for turn in turns for call in turn.calls}
-    for view in crops:
-        if view.id not in results:
-            add("served", 0, str(numbers[view.id]), f"Crop {numbers[view.id]}, shown by the policy", view.box)
+    for at, one in enumerate(trace.questions, start=1):
+        part = f"look-{at}" if at > 1 else 0  # its id on the page
+        for look in (found for look in one.looks if (found := look.of(image))):
+            for rank, box in enumerate(look.boxes, start=1):
+                add("proposed", part, "", f"Proposed box {rank}", box)
+        for view in one.views:
+            if view.id in numbers and view.id not in results:
+                label = str(numbers[view.id])
+                add("served", part, label, f"Crop {label}, shown by the policy", view.box)
     for position, turn in enumerate(turns, start=1):
         for call in turn.calls:
             crop = trace.view(call.result) if call.result else None

@@ -77,10 +77,11 @@ def work(record: PerceptionRecord) -> str:
     return page.number(round(record.token_layers)) if math.isfinite(record.token_layers) else str(record.token_layers)
 
 
-def findings(record: PerceptionRecord, *, further: bool = False) -> dict[str, Any]:
-    """Return the result of a look in words and numbers, as the macro `findings` shows it; `further`: of a further look.
+def findings(record: PerceptionRecord, *, further: bool = False, several: bool = False) -> dict[str, Any]:
+    """Return the result of a look in words and numbers, as the macro `findings` shows it.
 
-    The score (`level`) and the threshold (`mark`) are in percent of the gate's bar.
+    `further`: of a further look; `several`: of one of several images. The score (`level`) and the threshold (`mark`)
+    are in percent of the gate's bar.
     """
     peak = max((value for row in record.heat for value in row if math.isfinite(value)), default=None)
     boxes = len(record.boxes)
@@ -93,6 +94,7 @@ def findings(record: PerceptionRecord, *, further: bool = False) -> dict[str, An
         "level": _percent(record.score, scale) or 0.0,
         "mark": _percent(record.threshold, scale),
         "facts": [
+            f"image {record.image + 1}" if several else None,
             f"perceived by {page.cut(record.perceiver, 80)}" if record.perceiver else None,
             f"{boxes:,} proposed {'box' if boxes == 1 else 'boxes'}"
             if any(record.heat) or boxes
@@ -105,11 +107,12 @@ def findings(record: PerceptionRecord, *, further: bool = False) -> dict[str, An
     }
 
 
-def coarse_view(view: View, image: page.Picture, limit: int) -> page.Thumbnail:
+def coarse_view(view: View, image: page.Picture, limit: int, *, several: bool = False) -> page.Thumbnail:
     """Return the image as the coarse pass saw it."""
     facts = [f"{view.width} x {view.height} px as shown", f"{view.tokens:,} visual tokens"]
-    alt = f"Coarse view, {view.width} x {view.height} pixels as shown to the model"
-    return page.thumbnail(image, "Coarse view", alt, facts, limit=limit)
+    title = f"Coarse view of image {view.image + 1}" if several else "Coarse view"
+    alt = f"{title}, {view.width} x {view.height} pixels as shown to the model"
+    return page.thumbnail(image, title, alt, facts, limit=limit)
 
 
 def _percent(value: float | None, scale: float) -> float | None:

@@ -93,7 +93,7 @@ def environment() -> Environment:
     found.filters |= {
         "bounded": bounded,
         # turns count from 1, and 0 is the first look, before the model wrote
-        "colour": lambda turn: f"c{(turn - 1) % COLOURS}" if turn else "cx",
+        "colour": lambda turn: f"c{(turn - 1) % COLOURS}" if turn and isinstance(turn, int) else "cx",
         "cost": cost,
         "cut": cut,
         "dots": dots,
@@ -212,7 +212,8 @@ class BoxMark(NamedTuple):
     """A box drawn over the original; fractions of its width and height, x1 y1 x2 y2."""
 
     kind: str
-    turn: int | None
+    turn: int | str | None
+    """Number of the turn that it lights up with, or the id of that part of the page: colourless, as 0 is."""
     label: str
     title: str
     box: Quad

@@ -23,7 +23,7 @@ from qzoom_agent.geometry import Box
 from qzoom_agent.report.episode import render_html, write_report
 from qzoom_agent.report.markdown import percent
 from qzoom_agent.report.page import MAX_TEXT, environment, legible, listed, number, write_page
-from qzoom_agent.trace import CallRecord, Images, PerceptionRecord, Trace, Turn, Usage, by_digest
+from qzoom_agent.trace import CallRecord, Images, PerceptionRecord, QuestionRecord, Trace, Turn, Usage, by_digest
 from qzoom_agent.views import ViewStore
 from qzoom_agent.zoom.shipped_tools import rotate
 
@@ -304,6 +304,34 @@ def test_crops_nobody_asked_for_belong_to_the_first_look() -> None:
     found = Page(render_html(trace.model_copy(update={"turns": trace.turns[3:]}), images))
     served = [mark for mark in found.having("served") if "box" in (mark["class"] or "")]
     assert [mark["data-turn"] for mark in served] == ["0", "0"]
+
+
+def test_a_page_of_several_images_shows_the_look_at_each_and_one_set_of_switches() -> None:
+    store, looks = ViewStore(), list[PerceptionRecord]()
+    for place, score in enumerate((0.9, 0.2)):
+        store.add_original(Image.new("RGB", (560, 560)), number=place)
+        store.add_coarse(factor=28, min_tokens=100, max_tokens=100, number=place)
+        looks.append(PerceptionRecord(score=score, threshold=0.5, heat=[[0, 1]], boxes=[(0, 0, 90, 90)], image=place))
+    look = looks[0].model_copy(update={"others": looks[1:]})
+    trace, _ = episode(views=store.views, turns=[], perception=look)
+    found = Page(render_html(trace, by_digest(store.views, store.image)))
+    for part in ("0.90 >= 0.50", "0.20 < 0.50", "image 2", "Coarse view of image 2"):
+        assert part in found.text, part
+    assert [len(found.having(kind)) for kind in ("pictures", "picture", "heat", "proposed")] == [1, 2, 2, 2]
+    ids = [attrs["id"] for _, attrs in found.tags if "id" in attrs]
+    assert len(ids) == len(set(ids)) and {"warmth", "proposals", "opacity"} <= set(ids)
+    switched = re.findall(r"([^\s{}]*):has\(#(?:boxes|known|proposals|warmth)", found.inline["style"])
+    assert set(switched) == {"main"}, "the switches hold for every picture"
+
+
+def test_crops_of_a_further_question_belong_to_its_own_look() -> None:
+    trace, images = episode()
+    first = {"views": trace.views[:-1], "turns": trace.turns[3:]}
+    further = QuestionRecord(question="And then?", status="answered", views=trace.views[-1:])
+    found = Page(render_html(trace.model_copy(update={**first, "follow_ups": [further]}), images))
+    served = [mark for mark in found.having("served") if "box" in (mark["class"] or "")]
+    assert [mark["href"] for mark in served] == ["#turn-0", "#turn-look-2"]
+    assert {"turn-0", "turn-look-2"} <= {attrs.get("id") for _, attrs in found.tags}
 
 
 def test_a_blind_run_says_that_its_crops_were_withheld() -> None:

@@ -1,10 +1,10 @@
 "use strict";
 (() => {
   const turns = [...document.querySelectorAll(".turn")];
-  const stage = document.querySelector(".stage");
-  const boxes = stage ? [...stage.querySelectorAll("[data-turn]")] : [];
+  const stages = [...document.querySelectorAll(".stage")];
+  const boxes = [...document.querySelectorAll(".stage [data-turn]")];
   const dial = document.querySelector("#opacity");
-  const heat = document.querySelector(".heat");
+  const heats = document.querySelectorAll(".heat");
   let chosen = null;
 
   const show = (turn) => {
@@ -15,9 +15,10 @@
       lit += on && box.classList.contains("served");
     }
     for (const item of turns) item.classList.toggle("on", item.dataset.turn === turn);
-    if (!stage) return;
-    stage.classList.toggle("busy", boxes.some((box) => box.classList.contains("on")));
-    stage.classList.toggle("solo", lit === 1);
+    for (const stage of stages) {
+      stage.classList.toggle("busy", boxes.some((box) => box.classList.contains("on")));
+      stage.classList.toggle("solo", lit === 1);
+    }
   };
 
   const choose = (turn, move) => {
@@ -57,13 +58,13 @@
     choose(turns[Math.min(Math.max(next, 0), turns.length - 1)].dataset.turn, true);
   });
 
-  if (dial && heat) {
-    const blend = () => { heat.style.opacity = dial.value / 100; };
+  if (dial) {
+    const blend = () => { for (const heat of heats) heat.style.opacity = dial.value / 100; };
     dial.addEventListener("input", blend);
     dial.closest("label").hidden = false;
     blend();
   }
   for (const hint of document.querySelectorAll(".keys")) hint.hidden = false;
-  const linked = location.hash.match(/^#turn-(\w+)$/);
+  const linked = location.hash.match(/^#turn-([\w-]+)$/);
   if (linked) choose(linked[1], true);
 })();

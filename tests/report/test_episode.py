@@ -22,7 +22,7 @@ from qzoom_agent.errors import TraceError
 from qzoom_agent.geometry import Box
 from qzoom_agent.report.episode import render_html, write_report
 from qzoom_agent.report.markdown import percent
-from qzoom_agent.report.page import MAX_TEXT, environment, legible, listed, number, write_page
+from qzoom_agent.report.page import COLOURS, MAX_TEXT, asset, environment, legible, listed, number, write_page
 from qzoom_agent.trace import CallRecord, Images, PerceptionRecord, QuestionRecord, Trace, Turn, Usage, by_digest
 from qzoom_agent.views import ViewStore
 from qzoom_agent.zoom.shipped_tools import rotate
@@ -426,6 +426,27 @@ def test_a_place_that_cannot_be_written_is_a_clear_error(tmp_path: Path) -> None
 )  # fmt: skip
 def test_a_share_is_rounded_neither_to_none_nor_to_all(value: float, digits: int, shown: str) -> None:
     assert percent(value, digits) == shown
+
+
+def contrast(one: str, other: str) -> float:
+    def light(colour: str) -> float:
+        parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    low, high = sorted((light(one), light(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_texts_stand_out_from_what_is_behind_them() -> None:
+    style = asset("report.css")
+    assert len(turns := re.findall(r"\.c[\dx] { --c: (#\w{6})", style)) == COLOURS + 1
+    assert all(contrast(colour, "#ffffff") >= 4.5 for colour in turns), "numbers of turns and crops are white"
+    themes = [dict(re.findall(r"--(\w+): (#\w{6})\b", part)) for part in style.split("}")[:2]]
+    for theme in themes:
+        behind = [(ink, ground) for ink in ("soft", "faint", "ink") for ground in ("paper", "card", "wash")]
+        behind += [(ink, "card") for ink in ("good", "warn", "bad", "s1")]
+        assert all(contrast(theme[ink], theme[ground]) >= 4.5 for ink, ground in behind), theme
 
 
 def test_numbers_and_boxes_are_written_out() -> None:

@@ -187,7 +187,7 @@ def _crop(trace: Trace, view: View, number: int, image: page.Pictures, limit: in
     of = "" if view.kept is None else f" of {sum(map(len, view.kept)):,}, those on the foreground of the map"
     name = f"image {view.image + 1}" if view.image else "original"
     facts = [f"{page.listed(view.box)} in {name} px", part, closer, f"{view.tokens:,} visual tokens{of}", blind]
-    alt = f"Crop {number}, {view.width} x {view.height} pixels as shown to the model"
+    alt = f"Crop {number}, {view.width} x {view.height} pixels {'withheld from' if blind else 'as shown to'} the model"
     # A row of print is legible only as wide as the page allows.
     return page.thumbnail(image(view.digest), f"Crop {number}", alt, facts, limit=limit, across=wide > 3 * high)
 

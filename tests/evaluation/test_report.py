@@ -326,3 +326,15 @@ def test_a_page_of_questions_without_answers_calls_no_reply_right_or_wrong(tmp_p
     shown = re.sub(r"<(style|script)>.*?</\1>", "", text, flags=re.DOTALL)
     assert not re.search(r">(Accuracy|right|wrong|right and wrong|failed|saw and misread)\b(?! answer)", shown)
     assert re.findall(r'colspan="10">([^<]*)<', shown) == ["no reply", "replied"]
+
+
+def test_times_of_less_than_ten_milliseconds_are_not_shown_as_none(tmp_path: Path) -> None:
+    evaluate(player(), [numbers(2)], out=tmp_path)
+    run = RunFolder(tmp_path)
+    for row in (rows := run.latest()):
+        row.usage.seconds.perceive, row.usage.seconds.think, row.usage.seconds.act = 0.001, 0.0034, 0.0
+    (tmp_path / "samples.jsonl").write_text("".join(f"{row.model_dump_json()}\n" for row in rows), encoding="utf-8")
+    rescore(RunFolder(tmp_path), [numbers(2)])
+    text = write_run_report(RunFolder(tmp_path)).read_text(encoding="utf-8")
+    assert text.count('<td class="num">0.0044</td>') == 2
+    assert "p50 0.0044, p95 0.0044" in text

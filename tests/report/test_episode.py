@@ -335,7 +335,10 @@ def test_crops_of_a_further_question_belong_to_its_own_look() -> None:
 
 
 def test_a_blind_run_says_that_its_crops_were_withheld() -> None:
-    assert "withheld" in page(policy="blind").text
+    blind = page(policy="blind")
+    assert "withheld" in blind.text
+    alts = [attrs["alt"] or "" for tag, attrs in blind.tags if tag == "img"]
+    assert sum("withheld from the model" in alt for alt in alts) == 2, "of both crops, and not of the coarse view"
     assert "withheld" not in page(policy="explicit").text
 
 

@@ -101,6 +101,7 @@ def _facts(result: TaskResult) -> list[Sequence[str]]:
         ]
     prose = f"  {marks.sentences} replies are sentences: a judge reads them (--judge URL)" if marks.sentences else ""
     parts = f"  coarse {cost.coarse_tokens:.1f}, crops {cost.crop_tokens:.1f}"
+    parts += f", tools {cost.tool_tokens:.1f}" if cost.tool_tokens else ""
     lines += [
         ("parsed", f"{percent(marks.parse_rate, 1)}{prose}"),
         ("visual tokens", _mean(cost.visual_tokens, ".1f") + parts),

@@ -54,7 +54,8 @@ def write_run_report(folder: RunFolder, *, baseline: RunFolder | None = None, pa
     target = path or folder.path / "report.html"
     others = folder.ablations
     if baseline is not None and baseline.path.resolve() not in {other.path.resolve() for other in others.values()}:
-        others = {baseline.path.name: baseline} | others
+        named = str(baseline.path) if baseline.path.name in others else baseline.path.name
+        others = {named: baseline} | others
     against = {name: compare(other, folder) for name, other in others.items()}
     flipped = compare(baseline, folder) if baseline is not None else next(iter(against.values()), None)
     flips = {} if flipped is None else {(f.task, f.id): f.became for one in flipped.tasks.values() for f in one.flips}

@@ -25,6 +25,7 @@ from qzoom_agent.evaluation.report import ChartPoint, Scatter, write_run_report
 from qzoom_agent.evaluation.run_log import RunFolder, environment
 from qzoom_agent.evaluation.runner import evaluate, rescore
 from qzoom_agent.evaluation.stats import Figure, Interval, Paired
+from qzoom_agent.evaluation.summary import Results
 from qzoom_agent.evaluation.tasks.catalog import unscored
 from qzoom_agent.evaluation.tasks.task import Score
 from qzoom_agent.geometry import Box
@@ -338,3 +339,24 @@ def test_times_of_less_than_ten_milliseconds_are_not_shown_as_none(tmp_path: Pat
     text = write_run_report(RunFolder(tmp_path)).read_text(encoding="utf-8")
     assert text.count('<td class="num">0.0044</td>') == 2
     assert "p50 0.0044, p95 0.0044" in text
+
+
+def test_a_baseline_named_as_an_ablation_is_a_row_of_its_own(run: RunFolder, tmp_path: Path) -> None:
+    evaluate(player(), [numbers(12)], out=(other := tmp_path / "elsewhere" / "direct"))
+    text = write_run_report(run, baseline=RunFolder(other)).read_text(encoding="utf-8")
+    against = re.findall(r"<tr><td>([^<]*)</td><td>numbers</td><td>12</td>", text)
+    assert against == [str(other), "direct"]
+
+
+def test_the_parts_of_the_visual_tokens_hold_those_of_tools(tmp_path: Path) -> None:
+    def load(source: TaskSource) -> list[Sample]:
+        return [Sample("x", "turned", "all", Image.new("RGB", (280, 560)), "Which?", "1")]
+
+    replies = ['TOOL: rotate {"degrees": 90}', "1"]
+    agent = Agent(ScriptedBackend(replies, protocol="plain"), policy="explicit", tools=["rotate"])
+    evaluate(agent, [replace(numbers(), name="turned", load=load, aggregate=None)], out=tmp_path)
+    text = write_run_report(RunFolder(tmp_path)).read_text(encoding="utf-8")
+    cost = Results.of(RunFolder(tmp_path)).tasks["turned"].cost
+    assert cost.tool_tokens > 0
+    assert cost.visual_tokens.mean == cost.coarse_tokens + cost.crop_tokens + cost.tool_tokens
+    assert f"{cost.coarse_tokens:.0f} coarse, 0 in crops, {cost.tool_tokens:.0f} of tools" in text

@@ -408,6 +408,11 @@ def test_a_saved_and_loaded_trace_makes_the_same_page(tmp_path: Path) -> None:
     assert render_html(loaded, images) == render_html(trace, images)
 
 
+def test_the_bar_of_the_visual_tokens_has_those_of_tools() -> None:
+    parts = page(usage=Usage(coarse_tokens=50, crop_tokens=25, tool_tokens=25)).having("s2")
+    assert [float(part["width"] or 0) for part in parts] == [25.0]
+
+
 def test_usage_on_the_page_is_json() -> None:
     found = page()
     assert json.loads(found.text[found.text.rindex("Usage") + len("Usage") :].strip())["requested"] == 4

@@ -332,6 +332,8 @@ def test_crops_of_a_further_question_belong_to_its_own_look() -> None:
     served = [mark for mark in found.having("served") if "box" in (mark["class"] or "")]
     assert [mark["href"] for mark in served] == ["#turn-0", "#turn-look-2"]
     assert {"turn-0", "turn-look-2"} <= {attrs.get("id") for _, attrs in found.tags}
+    assert "Answer to the first question" in found.text and "2, with the cost of all" in found.text
+    assert "of all" not in page().text and "Answer to" not in page().text
 
 
 def test_a_blind_run_says_that_its_crops_were_withheld() -> None:

@@ -73,6 +73,7 @@ def write_run_report(folder: RunFolder, *, baseline: RunFolder | None = None, pa
         folder=folder.path.name,
         results=results,
         tasks=tasks,
+        answers=len(rows),
         bars=_bars(tasks),
         scatter=Scatter(_points(results, rows, figures)),
         comparisons=against,
@@ -221,10 +222,16 @@ def _shown(results: Results, rows: Sequence[SampleResult]) -> list[list[SampleRe
     samples = [each for name in results.tasks for each in by_sample(row for row in rows if row.task == name).values()]
 
     def order(repeats: list[SampleResult]) -> int:
-        right = worth(repeats, results.tasks[repeats[0].task].scorer) >= RIGHT
-        return len(CAUSES) if right else CAUSES.index(repeats[0].cause)
+        row, right = _deciding(repeats, results.tasks[repeats[0].task].scorer)
+        return len(CAUSES) if right else CAUSES.index(row.cause)
 
     return sorted(samples, key=order)[:MAX_ROWS]
+
+
+def _deciding(repeats: Sequence[SampleResult], scorer: str) -> tuple[SampleResult, bool]:
+    """Return whether a sample is right, and the first of its repeats that is as the sample is."""
+    right = worth(repeats, scorer) >= RIGHT
+    return next(row for row in repeats if (row.value(scorer) >= RIGHT) == right), right
 
 
 def _sample(
@@ -236,9 +243,9 @@ def _sample(
     limit: int,
 ) -> dict[str, Any]:
     """Return a row of the table: one sample with its repeats."""
-    row = repeats[0]
-    scorer, answered = results.tasks[row.task].scorer, results.tasks[row.task].part.answered
-    value = worth(repeats, scorer)
+    task = results.tasks[repeats[0].task]
+    scorer, answered = task.scorer, task.part.answered
+    row, right = _deciding(repeats, scorer)
     verdicts = ("right", row.cause) if answered else ("replied", "no reply")
     ends = {
         "refused": any(each.usage.refused for each in repeats),
@@ -249,11 +256,12 @@ def _sample(
     return {
         "row": row,
         "kind": f"{row.task}: {row.kind}" if len(results.tasks) > 1 else row.kind,
-        "value": value,
-        "right": value >= RIGHT,
-        "verdict": verdicts[value < RIGHT],
-        "cause": row.cause if value < RIGHT and answered else None,
+        "value": worth(repeats, scorer),
+        "right": right,
+        "verdict": verdicts[not right],
+        "cause": row.cause if answered and not right else None,
         "became": flips.get((row.task, row.id)),
+        "ended": ", ".join(dict.fromkeys(each.status for each in repeats)),
         "ends": " ".join(name for name, found in ends.items() if found),
         "gold": _lettered(row.gold[0], row),
         "answers": "; ".join(dict.fromkeys(_said(each, scorer) for each in repeats)),

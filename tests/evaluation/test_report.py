@@ -323,7 +323,7 @@ def test_a_page_of_questions_without_answers_calls_no_reply_right_or_wrong(tmp_p
     evaluate(Agent(ScriptedBackend(reply)), [task], out=tmp_path, source=TaskSource(answered=False))
     text = write_run_report(RunFolder(tmp_path)).read_text(encoding="utf-8")
     assert "Replied, with its 95 % interval" in text and "Replied against visual tokens" in text
-    assert "1 sample failed and counts as no reply." in text
+    assert "1 of 3 answers failed; a failed one counts as no reply." in text
     shown = re.sub(r"<(style|script)>.*?</\1>", "", text, flags=re.DOTALL)
     assert not re.search(r">(Accuracy|right|wrong|right and wrong|failed|saw and misread)\b(?! answer)", shown)
     assert re.findall(r'colspan="10">([^<]*)<', shown) == ["no reply", "replied"]
@@ -360,3 +360,26 @@ def test_the_parts_of_the_visual_tokens_hold_those_of_tools(tmp_path: Path) -> N
     assert cost.tool_tokens > 0
     assert cost.visual_tokens.mean == cost.coarse_tokens + cost.crop_tokens + cost.tool_tokens
     assert f"{cost.coarse_tokens:.0f} coarse, 0 in crops, {cost.tool_tokens:.0f} of tools" in text
+
+
+def test_a_row_of_repeats_tells_of_the_ones_that_decide_it(tmp_path: Path) -> None:
+    """Of three replies the first is right, the second fails, and the third is wrong."""
+    turn = count()
+
+    def reply(messages: list[Any]) -> str:
+        if (at := next(turn)) == 1:
+            raise RuntimeError("gone")
+        return "1" if at == 0 else "x"
+
+    def load(source: TaskSource) -> list[Sample]:
+        return [Sample("x", "one", "all", Image.new("RGB", (200, 100)), "Which?", "1")]
+
+    task = replace(numbers(), name="one", load=load, aggregate=None)
+    evaluate(Agent(ScriptedBackend(reply)), [task], out=tmp_path, repeats=3)
+    text = write_run_report(RunFolder(tmp_path)).read_text(encoding="utf-8")
+    assert "1 of 3 answers failed; a failed one counts as wrong." in text
+    [row] = Page(text).rows
+    assert row["data-cause"] == "failed" and 'colspan="10">failed<' in text
+    assert "<td>answered, error</td></tr>" in text
+    failed = next(one for one in RunFolder(tmp_path).latest() if one.status == "error")
+    assert Page(text).links[-1] == f"traces/{failed.key}.html"

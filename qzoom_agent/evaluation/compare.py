@@ -184,6 +184,12 @@ def worth(rows: Sequence[SampleResult], scorer: str) -> float:
     return fmean(row.value(scorer) for row in rows)
 
 
+def deciding(rows: Sequence[SampleResult], scorer: str) -> tuple[SampleResult, bool]:
+    """Return the first repeat of a sample that is right or wrong as the sample is, and whether it is right."""
+    right = worth(rows, scorer) >= RIGHT
+    return next(row for row in rows if (row.value(scorer) >= RIGHT) == right), right
+
+
 def zooming(pairs: Sequence[Pair], scorer: str) -> Zooming:
     """Return the outcomes of zooming; of several repeats the first counts."""
     counts = {"helped": 0, "harmed": 0, "needless": 0, "in_vain": 0}
@@ -213,10 +219,9 @@ _OUTCOMES = {(True, False): "helped", (False, True): "harmed", (True, True): "ne
 
 
 def _flip(pair: Pair, scorer: str, before: RunFolder, after: RunFolder) -> Flip | None:
-    was, now = worth(pair.before, scorer) >= RIGHT, worth(pair.after, scorer) >= RIGHT
+    (one, was), (two, now) = deciding(pair.before, scorer), deciding(pair.after, scorer)
     if was == now:
         return None
-    one, two = pair.before[0], pair.after[0]
     return Flip(
         task=two.task,
         id=two.id,

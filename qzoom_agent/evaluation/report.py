@@ -19,7 +19,7 @@ import PIL.Image
 import PIL.ImageDraw
 
 from qzoom_agent.evaluation.audit import MEANINGS, TaskAudit, points, read_audit
-from qzoom_agent.evaluation.compare import RIGHT, compare, worth
+from qzoom_agent.evaluation.compare import compare, deciding, worth
 from qzoom_agent.evaluation.run_log import RunFolder
 from qzoom_agent.evaluation.sample_result import Cause, SampleResult, placed
 from qzoom_agent.evaluation.stats import Figure
@@ -222,16 +222,10 @@ def _shown(results: Results, rows: Sequence[SampleResult]) -> list[list[SampleRe
     samples = [each for name in results.tasks for each in by_sample(row for row in rows if row.task == name).values()]
 
     def order(repeats: list[SampleResult]) -> int:
-        row, right = _deciding(repeats, results.tasks[repeats[0].task].scorer)
+        row, right = deciding(repeats, results.tasks[repeats[0].task].scorer)
         return len(CAUSES) if right else CAUSES.index(row.cause)
 
     return sorted(samples, key=order)[:MAX_ROWS]
-
-
-def _deciding(repeats: Sequence[SampleResult], scorer: str) -> tuple[SampleResult, bool]:
-    """Return whether a sample is right, and the first of its repeats that is as the sample is."""
-    right = worth(repeats, scorer) >= RIGHT
-    return next(row for row in repeats if (row.value(scorer) >= RIGHT) == right), right
 
 
 def _sample(
@@ -245,7 +239,7 @@ def _sample(
     """Return a row of the table: one sample with its repeats."""
     task = results.tasks[repeats[0].task]
     scorer, answered = task.scorer, task.part.answered
-    row, right = _deciding(repeats, scorer)
+    row, right = deciding(repeats, scorer)
     verdicts = ("right", row.cause) if answered else ("replied", "no reply")
     ends = {
         "refused": any(each.usage.refused for each in repeats),

@@ -264,6 +264,14 @@ def test_two_runs_are_compared_in_pairs(tmp_path: Path) -> None:
         assert Path(flip.trace_after or "").is_file()
 
 
+def test_a_flip_of_repeats_shows_replies_that_are_as_it_says(tmp_path: Path) -> None:
+    replies = {"before": ["0", "x", "x"], "after": ["x", "0", "0"]}
+    for name, written in replies.items():
+        evaluate(Agent(ScriptedBackend(written)), [numbers(1)], out=tmp_path / name, repeats=3)
+    [flip] = compare(RunFolder(tmp_path / "before"), RunFolder(tmp_path / "after")).tasks["numbers"].flips
+    assert (flip.became, flip.before, flip.after) == ("right", "x", "0")
+
+
 def test_what_zooming_did(tmp_path: Path) -> None:
     zooming = compare(*two(tmp_path)).tasks["numbers"].zooming
     assert (zooming.pairs, zooming.helped, zooming.harmed, zooming.needless, zooming.in_vain) == (7, 2, 1, 1, 3)

@@ -11,7 +11,7 @@ import torch
 
 from qzoom_agent.agent import Agent
 from qzoom_agent.config import AgentConfig
-from qzoom_agent.errors import ConfigError
+from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.evaluation import pareto
 from qzoom_agent.evaluation.interleaved import Cell, Table, measure, weights_of
 from qzoom_agent.evaluation.pareto import draw, headline, headline_table, points, points_table, ratio
@@ -148,6 +148,16 @@ def test_an_interrupted_run_goes_on_at_the_question_in_flight(tmp_path: Path) ->
     assert [one.id for one in table["b"]] == [one.id for one in whole["b"]]
     with pytest.raises(ConfigError, match="other configurations"):
         measure(Counting(["a", "c"]).arms, "needle-doc", n=4, journal=journal)
+
+
+def test_a_model_that_fails_ends_the_run_and_is_no_wrong_answer_in_no_time(tmp_path: Path) -> None:
+    def reply(messages: list[Any]) -> str:
+        raise RuntimeError("out of memory")
+
+    arms = Counting(["direct@64"]).arms | {"direct@576": Agent(ScriptedBackend(reply), policy="direct")}
+    with pytest.raises(BackendError, match=r"failed under 'direct@576'.*out of memory.*goes on at needle-doc-"):
+        measure(arms, "needle-doc", n=1, journal=tmp_path / "doc.jsonl")
+    assert len((tmp_path / "doc.jsonl").read_text().splitlines()) == 1, "settings alone"
 
 
 def test_answers_of_other_weights_are_not_taken_for_those_of_these(tmp_path: Path) -> None:

@@ -208,6 +208,8 @@ def test_box_recall_is_told_of_every_task(tmp_path: Path) -> None:
     text = write_run_report(RunFolder(tmp_path)).read_text(encoding="utf-8")
     recall = RunFolder(tmp_path).latest()[0].recall
     assert recall and text.count(f"<td>1.00</td><td>{recall:.0%}</td>") == 2
+    evaluate(player(zooms=lambda i: True), [numbers(3)], out=tmp_path / "one")
+    assert f"box recall {recall:.0%}" in write_run_report(RunFolder(tmp_path / "one")).read_text(encoding="utf-8")
 
 
 def test_options_are_written_out_on_both_sides(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from qzoom_agent.geometry import Box
 from qzoom_agent.report import page
 from qzoom_agent.report.look import coarse_view, findings
 from qzoom_agent.report.overlay import fractions
-from qzoom_agent.trace import CallRecord, QuestionRecord, Trace, Turn, Usage
+from qzoom_agent.trace import CallRecord, Quad, QuestionRecord, Trace, Turn, Usage
 from qzoom_agent.views import View
 
 
@@ -146,6 +146,12 @@ def _marks(trace: Trace, original: View) -> list[page.BoxMark]:
                 cross = "" if given else "\u00d7"
                 kind = "asked" if given else "denied"
                 add(kind, position, cross, f"Asked in turn {position}, {_decision(call)}", _asked(trace, call))
+    # Of crops of one place the last is on top, so it has the numbers of all.
+    same: dict[Quad, list[str]] = {}
+    for at, mark in enumerate(marks):
+        if mark.kind == "served":
+            same.setdefault(mark.box, []).append(mark.label)
+            marks[at] = mark._replace(label=", ".join(sorted(same[mark.box], key=int)))
     return marks
 
 

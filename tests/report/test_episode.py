@@ -263,6 +263,14 @@ def test_boxes_lie_where_the_crops_were_cut_and_where_the_model_asked() -> None:
     assert all((attrs["href"] or "")[1:] in targets for tag, attrs in found.tags if tag == "a")
 
 
+def test_a_crop_over_another_of_the_same_place_has_both_numbers() -> None:
+    trace, images = episode()
+    again = trace.views[2].model_copy(update={"id": "crop3"})
+    text = render_html(trace.model_copy(update={"views": [*trace.views, again]}), images)
+    labels = re.findall(r'aria-label="Crop (\d+)[^>]*><span>([^<]*)</span>', text)
+    assert labels == [("3", "3"), ("1", "1, 3"), ("2", "2")]
+
+
 def test_every_turn_has_its_own_colour_and_every_image_a_description() -> None:
     found = page()
     colours = [

@@ -155,9 +155,9 @@ class Answer:
         for view in self.store.originals:
             image = self.store.image(view.id)
             image.thumbnail((_PICTURE, _PICTURE))
-            scale = image.width / view.width
+            across, down = image.width / view.width, image.height / view.height
             for x1, y1, x2, y2 in (box for number, box in self.evidence if number == view.image):
-                corners = (x1 * scale, y1 * scale, max(x1, x2 - 1) * scale, max(y1, y2 - 1) * scale)
+                corners = (x1 * across, y1 * down, max(x1, x2 - 1) * across, max(y1, y2 - 1) * down)
                 ImageDraw.Draw(image).rectangle(corners, outline="red", width=3)
             image.save(data := io.BytesIO(), "JPEG")
             source = f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"

@@ -82,6 +82,8 @@ _OVERSHOOT = 0.25
 _URL_TIMEOUT_S = 120
 """Seconds for the whole of a download: a server that sends a byte now and then would hold a thread for ever."""
 _FETCH = "Download it and pass the file."
+_DAMAGED = "The file is damaged or unusual."
+_PERHAPS_CLOSED = f"{_DAMAGED[:-1]}, or was closed before its pixels were read: call load() on the image first."
 
 
 def load_image(source: ImageSource, *, allow_url: bool = False, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -106,7 +108,7 @@ def load_image(source: ImageSource, *, allow_url: bool = False, max_pixels: int 
     if isinstance(given, np.ndarray):
         return _from_array(given, max_pixels)
     if isinstance(given, Image.Image):
-        return _decode(given, "the Pillow image", max_pixels)
+        return _decode(given, "the Pillow image", max_pixels, advice=_PERHAPS_CLOSED)
     if is_pdf(given):
         page = render_page(given, max_pixels=max_pixels)
         return _decode(page, "the page", max_pixels)
@@ -286,9 +288,11 @@ def _ends(file: _CountedFile, format: str | None) -> bool:
 def _upright(image: Image.Image) -> tuple[int, int]:
     """Return the size that an opened image has once it is upright."""
     width, height = image.size
+    if _orientation(image) not in _TURNED:
+        return width, height
     if isinstance(image, TiffImageFile):  # newer Pillow turns its size as it opens it
         width, height = image.tag_v2[_WIDTH_TAG], image.tag_v2[_HEIGHT_TAG]
-    return (height, width) if _orientation(image) in _TURNED else (width, height)
+    return height, width
 
 
 def cut(image: Image.Image, box: Box) -> Image.Image:
@@ -428,7 +432,9 @@ async def _fetched(url: str) -> bytes:
     return bytes(data)
 
 
-def _decode(image: Image.Image, name: str, max_pixels: int, *, ours: bool = False) -> Image.Image:
+def _decode(
+    image: Image.Image, name: str, max_pixels: int, *, ours: bool = False, advice: str = _DAMAGED
+) -> Image.Image:
     """Return the upright RGB image of an opened one; `ours` if nobody else has its pixels, which are not copied then.
 
     Raises:
@@ -448,7 +454,7 @@ def _decode(image: Image.Image, name: str, max_pixels: int, *, ours: bool = Fals
     except ImageError:
         raise
     except Exception as error:  # decoders raise any class on hostile bytes
-        raise ImageError(f"Cannot decode {name}: {_cause(error)}. The file is damaged or unusual.") from error
+        raise ImageError(f"Cannot decode {name}: {_cause(error)}. {advice}") from error
     rgb.info.clear()
     return rgb
 
@@ -477,8 +483,11 @@ def _orientation(image: Image.Image) -> int:
 def _to_rgb(image: Image.Image) -> Image.Image:
     """Return an RGB image with the pixels of a loaded one: itself if it is RGB."""
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
-        samples = np.asarray(image)
-        return Image.fromarray(_to_bytes(samples, *_shown_range(samples))).convert("RGB")
+        samples, clear = np.asarray(image), image.info.get("transparency")
+        grey = Image.fromarray(_to_bytes(samples, *_shown_range(samples))).convert("RGB")
+        if isinstance(clear, int):  # of a PNG in 16 bits, the grey that is transparent
+            grey.paste("white", mask=Image.fromarray(samples == clear))
+        return grey
     if not image.has_transparency_data:
         return image if image.mode == "RGB" else image.convert("RGB")
     if image.mode != "RGBA":

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 DPI: Final = 200
 """Dots per inch of a page, where the limit of pixels allows it."""
-_NAMED: Final = re.compile(r"(?is)(?P<path>.+\.pdf)(?:#page=(?P<page>.*))?")
+_NAMED: Final = re.compile(r"(?is)(?!https?://)(?P<path>.+\.pdf)(?:#page=(?P<page>.*))?")
 _LEADING: Final = b"%PDF-"
 _BEFORE: Final = b"\xef\xbb\xbf\0\t\n\f\r "
 """Bytes that readers of PDF skip before the first line: a byte order mark, and white space."""

@@ -179,8 +179,10 @@ class ToolCallExecutor:
                 call, "refused", room.reason, room.numbers, code=room.code, last=room.last, approval=approval
             )
         assert plan.box is not None, "a decision has a box inside the image"
-        shown = format_box(plan.box, ctx.store.view(coarse_id(pending.image)), ctx.protocol.frame)
-        review = ReviewDecision(PERSON, pending.numbers, f"A person moved the box to {shown}.", plan)
+        whole = coarse_id(pending.image)
+        shown = format_box(plan.box, ctx.store.view(whole), ctx.protocol.frame)
+        of = "" if pending.view == whole else f" of {self._context(whole).name(whole)}"
+        review = ReviewDecision(PERSON, pending.numbers, f"A person moved the box to {shown}{of}.", plan)
         return self._serve(call, Considered(review, replace(plan, parent=pending.view)), approval=approval)
 
     def _context(self, view_id: str = "") -> ReviewContext:

@@ -403,7 +403,7 @@ class ViewStore:
             if source:
                 matrix = self._views[source].matrix if kind != "source" else matrix
                 original = self._original(number).size
-                box = Box(0, 0, *original) if matrix is None else mapped(box, matrix).clamp(original)
+                box = Box(0, 0, *original) if matrix is None else mapped(box, matrix).clamp(original).rounded()
             view = View(
                 id=view_id,
                 parent=parent,

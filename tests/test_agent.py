@@ -209,6 +209,17 @@ def test_a_notebook_shows_the_picture_with_the_boxes() -> None:
     assert red[y1 : y1 + 3, x1 + 5 : x1 + 20].all()
 
 
+def test_a_notebook_shows_the_boxes_of_a_long_thin_picture_in_their_place() -> None:
+    thin = Image.new("RGB", (30, 1900), "white")  # 8 x 480 as drawn, not 7.6 x 480
+    answer = Agent(ScriptedBackend(["ZOOM: 0, 800, 1000, 900", "42"], protocol="plain"), policy="explicit").run(
+        thin, "?"
+    )
+    (data,) = re.findall(r"data:image/jpeg;base64,([^\"]+)", answer._repr_html_())
+    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")).astype(int)
+    rows = np.flatnonzero((picture[..., 0] - picture[..., 1] > 80).any(axis=1))
+    assert (rows.min(), rows.max() + 1) == pytest.approx((480 * 0.8, 480 * 0.9), abs=4)
+
+
 # ---- batches -------------------------------------------------------------------------------------------------------
 
 

@@ -21,7 +21,7 @@ from PIL import Image
 from qzoom_agent.agent import Agent
 from qzoom_agent.answer import Answer
 from qzoom_agent.approval import Decide, Decision, read_decision
-from qzoom_agent.cli.ask import read_line
+from qzoom_agent.cli.ask import describe, read_line
 from qzoom_agent.cli.main import main
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.geometry import Box, Size
@@ -100,6 +100,15 @@ def test_approved_calls_are_run_as_they_would_have_been(protocol: str) -> None:
         calls = [call.model_copy(update={"approval": None}) for call in other.calls]
         assert calls == one.calls
     assert any(call[3] for call in decided(approved))
+
+
+def test_a_box_that_was_moved_out_of_a_crop_names_the_image_that_its_numbers_are_of() -> None:
+    _, decide = asking(True, (100, 100, 300, 250))
+    first, second = "ZOOM: 0, 0, 500, 500", "ZOOM crop1: 0, 0, 500, 500"
+    answer = agent([first, second, "42"], protocol="plain", approve=decide).run(IMAGE, "what?")
+    moved = answer.trace.turns[1].calls[0]
+    assert (moved.view, moved.served) == ("crop1", (100, 100, 300, 250))
+    assert "A person moved the box to [125, 167, 375, 417] of the first image." in moved.reason
 
 
 def test_a_format_without_notes_is_told_that_a_person_moved_the_box() -> None:
@@ -388,3 +397,11 @@ def test_ask_asks_at_the_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_an_approval_without_its_box_is_none() -> None:
     with pytest.raises(ConfigError, match="decision about a call"):
         read_decision(Approval(action="move"), PENDING, Size(80, 60))
+
+
+def test_a_person_is_told_which_image_a_box_is_in() -> None:
+    call = PendingCall(name="zoom", box=(0, 0, 20, 10), tokens=4)
+    (first,) = describe(call, (100, 50))
+    (second,) = describe(call.model_copy(update={"image": 1}), (100, 50))
+    assert first == "call zoom [0,0,20,10] of 100x50 px, 4.0% of image, +4 visual tokens"
+    assert second == "call zoom [0,0,20,10] of image 2, 100x50 px, 4.0% of image, +4 visual tokens"

@@ -142,6 +142,8 @@ def test_urls_are_off_unless_allowed():
         ("data:image/png;base64,@@@@", "not valid base64"),
         ("data:image/png;base64,", "it is empty"),
         ("ftp://host/a.png", "There is no image file"),
+        ("https://host/a.pdf", "Will not fetch 'https://host/a.pdf'"),
+        ("HTTP://host/a.pdf#page=2", "Will not fetch"),
         (None, "Cannot read an image from NoneType"),
         ([1, 2], "Cannot read an image from list"),
         (np.zeros((0, 5)), "5x0 px has no pixels: the 0x5 array"),
@@ -236,6 +238,24 @@ def test_exif_orientation_turns_the_image_upright(orientation, format):
         assert pixel(found, white) == pytest.approx((255, 255, 255), abs=12)
 
 
+@each_case("loaded", [False, True])
+def test_a_pillow_image_of_a_turned_tiff_has_the_size_that_is_shown(loaded):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = Image.open(io.BytesIO(encoded(Image.new("RGB", (32, 16)), "TIFF", exif=exif)))
+    if loaded:
+        image.load()
+    assert check_image(image) == load_image(image).size == (16, 32)
+
+
+def test_a_pillow_image_whose_file_was_closed_says_what_to_do(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "x.png")
+    with Image.open(tmp_path / "x.png") as image:
+        pass
+    with pytest.raises(ImageError, match=r"closed before its pixels were read: call load\(\) on the image first"):
+        load_image(image)
+
+
 def test_transparency_is_flattened_on_white():
     clear = Image.new("RGBA", (2, 1), (10, 20, 30, 0))
     clear.putpixel((1, 0), (0, 0, 0, 128))
@@ -251,6 +271,8 @@ def test_transparency_is_flattened_on_white():
     half = load_image(encoded(palette, transparency=bytes([255, 0])))
     assert [pixel(half, (x, 0)) for x in (0, 1)] == [(200, 0, 0), (255, 255, 255)]
     assert pixel(load_image(encoded(Image.new("RGB", (1, 1), (1, 2, 3)), transparency=(1, 2, 3)))) == (255, 255, 255)
+    deep = load_image(encoded(Image.fromarray(np.array([[0, 257]], np.uint16)), transparency=0))
+    assert [pixel(deep, (x, 0)) for x in (0, 1)] == [(255, 255, 255), (1, 1, 1)]
 
 
 @each_case(

@@ -107,6 +107,11 @@ def test_a_cell_is_a_pixel_of_the_heat_map() -> None:
     assert image.size == (3, 2)
 
 
+def test_the_heat_map_lies_where_the_model_saw_it() -> None:
+    page = Page(html(record(extent=(0, -50, 400, 350))))
+    assert ".stage .heat{left:0.000%;top:-16.667%;width:100.000%;height:133.333%}" in page.style
+
+
 def test_nothing_was_proposed() -> None:
     page = Page(html(record(score=0.2, cells=[], boxes=[], route="direct", reason="the coarse view will do")))
     for part in ("0.20 < 0.50", "the coarse view suffices", "Answer from the coarse view", "0 proposed boxes"):
@@ -122,6 +127,14 @@ def test_hostile_texts_stay_texts() -> None:
     )
     assert [(tag, attrs.keys()) for tag, attrs in hostile.tags] == [(tag, attrs.keys()) for tag, attrs in tame.tags]
     assert hostile.text.count("[U+202E]") == 4
+
+
+def test_what_a_box_shows_is_cut_along_its_pixels() -> None:
+    store = ViewStore()
+    store.add_original(Image.new("RGB", (1234, 40)))  # 1234 * (21 / 1234) is a little less than 21
+    page = Page(render_look(record(boxes=[(21, 0, 28, 7)]), store, "Which code?", "nano"))
+    (src,) = [attrs["src"] for tag, attrs in page.tags if tag == "img" and attrs["alt"] == "Box 1, cut out"]
+    assert Image.open(io.BytesIO(base64.b64decode((src or "").split(",")[1]))).size == (7, 7)
 
 
 def test_many_boxes_are_drawn_and_counted_but_not_all_cut_out() -> None:

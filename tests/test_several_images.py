@@ -164,6 +164,26 @@ def test_a_look_proposes_regions_of_each_image(policy: str, tmp_path: Path) -> N
     assert main(["trace", "show", str(tmp_path)]) == 0
 
 
+def test_switches_and_findings_of_a_report_are_for_all_images() -> None:
+    def look(messages: list[Message]) -> list[PerceptionRecord]:
+        (shown,) = view_ids(messages)
+        if shown == "coarse":
+            return [PerceptionRecord(view=shown, score=0.1, threshold=0.5, visual_tokens=30, prompt_tokens=35)]
+        boxes = [(28.0, 28.0, 84.0, 84.0)]
+        cost = {"visual_tokens": 40, "prompt_tokens": 50, "token_layers": 300.0}
+        return [PerceptionRecord(view=shown, score=0.9, threshold=0.5, heat=[[0, 1]], boxes=boxes, cells=boxes, **cost)]
+
+    answer = scripted(["yes"], looks=look, policy="implicit").run([WIDE, TALL], "which?")
+    page = render_html(answer.trace, by_digest(answer.trace.all_views, answer.store.image))
+    first, second = page.index('class="stage"'), page.index('class="stage s1"')
+    assert page.index('class="heat"') > second
+    for switch in ("warmth", "boxes", "proposals"):
+        assert first < page.index(f'id="{switch}"') < second and page.count(f'id="{switch}"') == 1
+        assert f"main:has(#{switch}:" in page
+    for fact in ("1 proposed box", "hottest cell 1", "70 visual of 85 tokens", "300 token-layers"):
+        assert fact in page
+
+
 def test_a_review_knows_the_image_of_a_call() -> None:
     """The call is cold on the second image's map, and the region that is offered instead is of that image."""
 

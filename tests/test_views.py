@@ -13,6 +13,8 @@ from qzoom_agent.errors import BoxError, ConfigError, ImageError
 from qzoom_agent.geometry import Box
 from qzoom_agent.images import digest, load_image
 from qzoom_agent.views import View, ViewStore
+from qzoom_agent.zoom.shipped_tools import rotate
+from qzoom_agent.zoom.zoom import Zoom, ZoomConfig
 
 BUDGET = {"factor": 28, "min_tokens": 32, "max_tokens": 64}
 
@@ -239,3 +241,17 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ImageError, match=r"Cannot write .*file.*png: there is a file where a folder is needed"):
         ViewStore(tmp_path / "file").add_original(Image.new("RGB", (9, 9)))
+
+
+def test_a_crop_of_a_turned_image_has_a_box_of_whole_pixels() -> None:
+    store = ViewStore()
+    store.add_original(Image.new("RGB", (1000, 700)))
+    budget = {"factor": 28, "min_tokens": 16, "max_tokens": 64}
+    store.add_coarse(**budget)
+    turned = rotate(Image.new("RGB", (1000, 700)), 30)
+    assert isinstance(turned.image, Image.Image)
+    tool = store.add_tool_image(turned.image, matrix=turned.matrix, **budget)
+    plan = Zoom(ZoomConfig(**budget)).plan(store, Box(0.4, 0.4, 0.6, 0.6, frame="unit", view=tool.id))
+    crop = Zoom(ZoomConfig(**budget)).cut(store, plan).view
+    assert plan.box is not None and crop is not None
+    assert crop.box == plan.box.corners == tuple(map(round, crop.box))

@@ -386,7 +386,8 @@ def describe(call: PendingCall, size: tuple[int, int]) -> list[str]:
         return [f"call {printable(call.name)} {printable(call.arguments or '')[:400]}"]
     x1, y1, x2, y2 = call.box
     share = (x2 - x1) * (y2 - y1) / (size[0] * size[1])
-    head = f"call {printable(call.name)}{label} [{x1:.0f},{y1:.0f},{x2:.0f},{y2:.0f}] of {size[0]}x{size[1]} px"
+    whole = f"{f'image {call.image + 1}, ' if call.image else ''}{size[0]}x{size[1]} px"
+    head = f"call {printable(call.name)}{label} [{x1:.0f},{y1:.0f},{x2:.0f},{y2:.0f}] of {whole}"
     cost = f", {percent(share, 1)} of image, +{call.tokens} visual tokens"
     return [head + cost, *(f"     {printable(note)}" for note in call.notes)]
 

@@ -80,7 +80,7 @@ def _load(source: _Encoded, max_pixels: int) -> Image.Image:
 
 def _key(source: _Encoded) -> str:
     if isinstance(source, Image.Image):
-        return digest(source.convert("RGB"))[:32]
+        return digest(source if source.mode == "RGB" else load_image(source))[:32]
     if isinstance(source, Path):
         file = file_of(str(source))
         data = Path(file).read_bytes() + str(source)[len(file) :].encode()  # a page of a PDF is a picture of its own

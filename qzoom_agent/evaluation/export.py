@@ -48,6 +48,7 @@ _COLUMNS: Final[Mapping[str, str]] = {
     "seed": "int64",
     "image": "string",
     "boxes": "boxes",
+    "box_images": "numbers",
 }
 """The columns of a table, and their types."""
 _SUBMISSIONS: Final[Mapping[str, tuple[str, str]]] = {

@@ -50,7 +50,7 @@ def reasons(
     """Return each crop's id and the reason that it was redundant (None: it was not), in the order shown.
 
     Args:
-        views: of an episode, in the order shown; the original, which the model never sees, is left out of account.
+        views: of an episode, in the order shown; originals and sources, which the model never sees, do not count.
         needles: boxes that answer the question, in original pixels; empty where none is known or needed.
         coarse_suffices: None if unknown.
     """
@@ -59,7 +59,7 @@ def reasons(
     for view in views:
         if view.kind == "crop":
             found.append((view.id, _reason(view, earlier, needles, coarse_suffices)))
-        if view.kind != "original":
+        if view.kind not in ("original", "source"):
             earlier.append(view)
     return found
 
@@ -76,7 +76,9 @@ def _reason(crop: View, earlier: Sequence[View], needles: Sequence[Box], coarse_
         return "needless"
     detail = density(crop.size, crop.region)
     inside = [needle for needle in needles if crop.coverage(needle) >= INSIDE]
-    if _shown(crop.region, earlier, detail) or (inside and all(_shown(one, earlier, detail) for one in inside)):
+    # a crop of a tool's image may repeat a view of that image, or one of the same place in the original
+    whole = any(_shown(place, earlier, density(crop.size, place)) for place in (crop.region, crop.extent))
+    if whole or (inside and all(_shown(one, earlier, detail) for one in inside)):
         return "repeated"
     return "missed" if needles and not inside else None
 

@@ -284,7 +284,7 @@ def _lettered(text: str, row: SampleResult) -> str:
 
 
 def _picture(folder: RunFolder, row: SampleResult, limit: int) -> dict[str, Any] | None:
-    if not row.image or row.size[0] < 1:  # a sample that could not be read
+    if not row.image or min(row.size) < 1:  # a sample that could not be read
         return None
     try:
         # other formats may run a program, as EPS does
@@ -294,12 +294,11 @@ def _picture(folder: RunFolder, row: SampleResult, limit: int) -> dict[str, Any]
     except (OSError, SyntaxError, PIL.Image.DecompressionBombError):
         return None  # a run without traces has no pictures
     small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), PIL.Image.Resampling.BILINEAR)
-    draw, scale = PIL.ImageDraw.Draw(small), small.width / row.size[0]
-    marks = [(CROP, one) for one in placed(row.crops, row.crop_images)]
-    marks += [(GOLD, one) for one in placed(row.boxes, row.box_images)]  # last, as the smaller ones
-    for colour, (box, image) in marks:
-        if image:  # the picture is the first image
-            continue
-        x1, y1, x2, y2 = (scale * value for value in box)
+    draw, scale = PIL.ImageDraw.Draw(small), (small.width / row.size[0], small.height / row.size[1]) * 2
+    gold, crops = placed(row.boxes, row.box_images), placed(row.crops, row.crop_images)
+    # the picture is that of the first image
+    marks = [(colour, box) for colour, some in ((CROP, crops), (GOLD, gold)) for number, box in some if not number]
+    for colour, box in marks:
+        x1, y1, x2, y2 = (by * value for by, value in zip(scale, box, strict=True))
         draw.rectangle((x1 - 1, y1 - 1, max(x1 + 1, x2), max(y1 + 1, y2)), outline=colour)
     return {"src": page.jpeg(small, THUMBNAIL_SIDE, limit), "width": small.width, "height": small.height}

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import PIL.Image
@@ -82,7 +82,7 @@ class SampleResult(BaseModel, frozen=True, use_attribute_docstrings=True):
     options: list[Text] = Field(default_factory=list)
     meta: dict[str, JsonValue] = Field(default_factory=dict)
     boxes: list[Quad] = Field(default_factory=list)
-    """Boxes of the answer, in pixels of the image; empty if unknown or if no crop is needed."""
+    """Boxes of the answer, in pixels of their image; empty if unknown or if no crop is needed."""
     box_images: list[int] = Field(default_factory=list)
     """The image of each, counted from 0; empty where the question has one image."""
     coarse_suffices: bool | None = None
@@ -107,7 +107,7 @@ class SampleResult(BaseModel, frozen=True, use_attribute_docstrings=True):
     zooms: int = 0
     """Crops shown, whoever asked for them."""
     crops: list[Quad] = Field(default_factory=list)
-    """Their boxes, in pixels of the image."""
+    """Their boxes, in pixels of their image."""
     crop_images: list[int] = Field(default_factory=list)
     """The image of each, counted from 0; empty where the question has one image."""
     unread: int = 0
@@ -173,7 +173,7 @@ class SampleResult(BaseModel, frozen=True, use_attribute_docstrings=True):
             image=PIL.Image.new("RGB", (1, 1)),
             question=self.question,
             answer=self.gold[0],
-            boxes=tuple(Box(*box, view=original_id(image)) for box, image in placed(self.boxes, self.box_images)),
+            boxes=tuple(Box(*box, view=original_id(number)) for number, box in placed(self.boxes, self.box_images)),
             coarse_suffices=self.coarse_suffices,
             answers=tuple(self.gold),
             options=tuple(self.options),
@@ -209,11 +209,6 @@ class SampleResult(BaseModel, frozen=True, use_attribute_docstrings=True):
         ):
             return self
         return self.rescored(scorers)
-
-
-def placed(boxes: Sequence[Quad], images: Sequence[int]) -> Iterator[tuple[Quad, int]]:
-    """Return each box with the number of its image; `images` is empty where all are on the first."""
-    return zip(boxes, images or [0] * len(boxes), strict=True)
 
 
 def scored(
@@ -283,6 +278,11 @@ def asked(
         "box_images": [numbers.get(box.view, 0) for box in sample.boxes] if sample.others else [],
         "coarse_suffices": sample.coarse_suffices,
     }
+
+
+def placed(boxes: Sequence[Quad], images: Sequence[int]) -> list[tuple[int, Quad]]:
+    """Return the number of the image of each box, and the box; without `images` all are of the first."""
+    return list(zip(images or [0] * len(boxes), boxes, strict=False))
 
 
 def measured(answer: AnswerLike, sample: Sample) -> dict[str, object]:

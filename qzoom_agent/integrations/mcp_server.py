@@ -144,11 +144,10 @@ class ImageTools:
         ]
         where = f" It looked closer at {', then '.join(looked)}." if looked else ""
         text = f"{answer.text or 'No answer.'}\n\n(status {answer.status}.{where})"
-        heat = answer.trace.perception.heat if answer.trace.perception and len(pixels) == 1 else []
-        shown = [
-            overlay(one, PerceptionRecord(boxes=[box for number, box in answer.evidence if number == at], heat=heat))
-            for at, one in enumerate(pixels)
-        ]
+        look, shown = answer.trace.perception or PerceptionRecord(), []
+        for at, one in enumerate(pixels):
+            boxes = [box for number, box in answer.evidence if number == at]
+            shown.append(overlay(one, (look.of(at) or PerceptionRecord()).model_copy(update={"boxes": boxes})))
         return [text, *map(_small, shown)]
 
 

@@ -48,12 +48,12 @@ class Progress:
         """`earlier` are the questions before it in the same conversation, each with its answer."""
         self.question, self.earlier, self._image = question, list(earlier), image
         self.notes: list[Note] = []
-        self.heat: list[list[float]] = []
+        self.look = PerceptionRecord()
         self.boxes: list[Quad] = []
         self.crops: list[page.Thumbnail] = []
         self._small = image.copy()
         self._small.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
-        self._scale = self._small.width / image.width
+        self._scale = self._small.width / image.width, self._small.height / image.height
 
     @property
     def size(self) -> tuple[int, int]:
@@ -63,7 +63,7 @@ class Progress:
     @property
     def drawn(self) -> tuple[int, int, Quad | None, tuple[float, float] | None]:
         """Changes when the picture does."""
-        return len(self.heat), len(self.boxes), self.proposed, self.corner
+        return len(self.look.heat), len(self.boxes), self.proposed, self.corner
 
     def picture(self, opacity: float) -> Image.Image:
         """Return the image with the heat map and the boxes over it, at most `MAX_SIDE` pixels a side."""
@@ -71,13 +71,14 @@ class Progress:
         if self.corner:
             x, y = self.corner
             marks[len(self.boxes) :] = [(x - 3, y - 3, x + 3, y + 3)]
-        by = self._scale
-        scaled = [(x1 * by, y1 * by, x2 * by, y2 * by) for x1, y1, x2, y2 in marks]
-        return overlay(self._small, PerceptionRecord(heat=self.heat, boxes=scaled), opacity=opacity)
+        (across, down), extent = self._scale, self.look.extent or (0, 0, *self.size)
+        covered, *scaled = [(x1 * across, y1 * down, x2 * across, y2 * down) for x1, y1, x2, y2 in (extent, *marks)]
+        drawn = PerceptionRecord(heat=self.look.heat, extent=covered, boxes=scaled)
+        return overlay(self._small, drawn, opacity=opacity)
 
     def point(self, x: float, y: float) -> None:
         """Take a corner of the proposed box, in pixels of the picture; the second one makes the box."""
-        x, y = x / self._scale, y / self._scale
+        x, y = x / self._scale[0], y / self._scale[1]
         if self.corner is None:
             self.corner = (x, y)
             return
@@ -96,7 +97,7 @@ class Progress:
             self._view(View(**event.data))
         elif event.kind == "look":
             look = PerceptionRecord(**event.data)
-            self.heat = self.heat or look.heat
+            self.look = self.look if self.look.heat else look
             title = f"Gate: {verdict(look, further=bool(self.boxes))}"
             self.notes.append(Note("gate", title, page.dots([compared(look), look.reason])))
         elif event.kind == "turn":

@@ -9,7 +9,7 @@ when a model is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from pathlib import Path
 from typing import Any, cast
 
@@ -109,7 +109,7 @@ def look_with(
     """Return the checked result of a perceiver's look: boxes with their margin, inside the image, corners in order.
 
     Raises:
-        BackendError: It is no `PerceptionRecord`, or has a box without finite numbers.
+        BackendError: It is no `PerceptionRecord`, has a box without finite numbers, or an extent without an area.
     """
     name, size = name_of(perceiver), image.size  # before the perceiver shrinks the image in place
     seen = perceiver.look(image, question, options=options, map_always=map_always)
@@ -121,6 +121,8 @@ def look_with(
     given = [Box(*box) for box in seen.boxes[: options.max_regions]]
     if not all(box.finite for box in given):
         raise BackendError(f"The perceiver '{name}' proposed a box with a number that is not finite: {seen.boxes}.")
+    if seen.extent is not None and not 0 < Box(*seen.extent).area < math.inf:
+        raise BackendError(f"The perceiver '{name}' gave an extent without an area: {seen.extent}.")
     margin = seen.margin if options.margin is None else options.margin
     boxes = [box.ordered().clamp(size).padded(margin).clamp(size) for box in given]
     known = len(seen.cells) == len(seen.boxes)
@@ -130,16 +132,18 @@ def look_with(
             "aligned": False,  # the model that answers takes a crop as an image of its own
             "further": False,  # a perceiver is shown the image alone, no crops
             "boxes": [box.corners for box in boxes],
-            "cells": seen.cells[: len(boxes)] if known else [_in_cells(box, seen.heat, size) for box in boxes],
+            "cells": seen.cells[: len(boxes)] if known else [_in_cells(box, seen, size) for box in boxes],
             "route": "zoom" if boxes else "direct",
         }
     )
 
 
-def _in_cells(box: Box, heat: Sequence[Sequence[float]], size: tuple[int, int]) -> Quad:
-    """Return a box of an image in cells of a map that covers it; without a map, of a single cell."""
-    across, down = (len(heat[0]) if heat else 1) / size[0], (len(heat) or 1) / size[1]
-    return box.x1 * across, box.y1 * down, box.x2 * across, box.y2 * down
+def _in_cells(box: Box, seen: PerceptionRecord, size: tuple[int, int]) -> Quad:
+    """Return a box of an image in cells of the map of a look; without a map, of a single cell."""
+    extent, heat = Box(*(seen.extent or (0, 0, *size))), seen.heat
+    across, down = (len(heat[0]) if heat else 1) / extent.width, (len(heat) or 1) / extent.height
+    x, y = extent.x1, extent.y1
+    return (box.x1 - x) * across, (box.y1 - y) * down, (box.x2 - x) * across, (box.y2 - y) * down
 
 
 def load_perceiver(name: str, **how: Any) -> Perceiver:

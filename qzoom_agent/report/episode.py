@@ -47,8 +47,8 @@ def render_html(trace: Trace, image: page.Pictures, *, expected: str | None = No
     stages, marked = list[page.Stage](), 0
     for original in originals:
         look = trace.perception.of(original.image) if trace.perception else None
-        marks, heat = _marks(trace, original), look.heat if look else []
-        stages.append(page.stage(original, image(original.digest), marks, heat, first_mark=marked))
+        marks = _marks(trace, original)
+        stages.append(page.stage(original, image(original.digest), marks, look, first_mark=marked))
         marked += len(marks)
     return page.document(
         "episode.html.jinja",
@@ -83,9 +83,7 @@ def _part(
     first = [view for id, view in shown.items() if id not in results]
     return {
         "record": record,
-        "found": [
-            findings(one, further=at > 0, several=several) for at, look in enumerate(record.looks) for one in look.every
-        ],
+        "found": [findings(look, further=at > 0) for at, look in enumerate(record.looks)],
         "first": [
             crops.get(view.id) or coarse_view(view, image(view.digest), limit, several=several) for view in first
         ],

@@ -15,9 +15,11 @@ from typing import Any
 
 import PIL.Image
 
+from qzoom_agent.geometry import Box
+from qzoom_agent.images import cut
 from qzoom_agent.report import page
 from qzoom_agent.report.overlay import fractions
-from qzoom_agent.trace import PerceptionRecord, Quad
+from qzoom_agent.trace import PerceptionRecord
 from qzoom_agent.views import View, ViewStore
 
 MAX_CROPS = 12
@@ -32,7 +34,7 @@ def render_look(record: PerceptionRecord, store: ViewStore, question: str, model
     """Return the page as a string; see `write_look`."""
     original, pixels, coarse = store.view("original"), store.image("original"), next(iter(store.coarse), None)
     limit = page.CROP_BYTES // (1 + min(len(record.boxes), MAX_CROPS))
-    stage = page.stage(original, pixels, _marks(record, original.size), record.heat)
+    stage = page.stage(original, pixels, _marks(record, original.size), record)
     return page.document(
         "look.html.jinja",
         rules=stage.rules,
@@ -73,18 +75,23 @@ def compared(record: PerceptionRecord) -> str:
 
 
 def work(record: PerceptionRecord) -> str:
-    """Return the token-layers of the coarse pass as a whole number."""
-    return page.number(round(record.token_layers)) if math.isfinite(record.token_layers) else str(record.token_layers)
+    """Return the token-layers of the coarse pass, of all images, as a whole number."""
+    spent = sum(one.token_layers for one in record.every)
+    return page.number(round(spent)) if math.isfinite(spent) else str(spent)
 
 
-def findings(record: PerceptionRecord, *, further: bool = False, several: bool = False) -> dict[str, Any]:
-    """Return the result of a look in words and numbers, as the macro `findings` shows it.
+def findings(record: PerceptionRecord, *, further: bool = False) -> dict[str, Any]:
+    """Return the result of a look in words and numbers, as the macro `findings` shows it; `further`: of a further look.
 
-    `further`: of a further look; `several`: of one of several images. The score (`level`) and the threshold (`mark`)
-    are in percent of the gate's bar.
+    Of several images, boxes and costs are those of all, and the highest cell and cut-off are shown. The score (`level`)
+    and the threshold (`mark`) are in percent of the gate's bar.
     """
-    peak = max((value for row in record.heat for value in row if math.isfinite(value)), default=None)
-    boxes = len(record.boxes)
+    every = record.every
+    heat = [value for one in every for row in one.heat for value in row]
+    peak = max(filter(math.isfinite, heat), default=None)
+    cutoff = max((one.cutoff for one in every if one.cutoff is not None), default=None)
+    boxes = sum(len(one.boxes) for one in every)
+    visual, prompt = sum(one.visual_tokens for one in every), sum(one.prompt_tokens for one in every)
     scale = max(1.0, record.score or 0.0) if math.isfinite(record.score or 0.0) else 1.0
     return {
         "record": record,
@@ -94,15 +101,13 @@ def findings(record: PerceptionRecord, *, further: bool = False, several: bool =
         "level": _percent(record.score, scale) or 0.0,
         "mark": _percent(record.threshold, scale),
         "facts": [
-            f"image {record.image + 1}" if several else None,
+            *(f"gate of image {one.image + 1} {compared(one)}" for one in record.others if one.score is not None),
             f"perceived by {page.cut(record.perceiver, 80)}" if record.perceiver else None,
-            f"{boxes:,} proposed {'box' if boxes == 1 else 'boxes'}"
-            if any(record.heat) or boxes
-            else "no map was made",
+            f"{boxes:,} proposed {'box' if boxes == 1 else 'boxes'}" if heat or boxes else "no map was made",
             f"hottest cell {peak:.3g}" if peak is not None else None,
-            f"cut-off {record.cutoff:.3g}" if record.cutoff is not None else None,
-            f"{record.visual_tokens:,} visual of {record.prompt_tokens:,} tokens" if record.prompt_tokens else None,
-            f"{work(record)} token-layers" if record.token_layers else None,
+            f"cut-off {cutoff:.3g}" if cutoff is not None else None,
+            f"{visual:,} visual of {prompt:,} tokens" if prompt else None,
+            f"{work(record)} token-layers" if any(one.token_layers for one in every) else None,
         ],
     }
 
@@ -146,11 +151,5 @@ def _proposal(
     ]
     if place is None:
         return where, None
-    return where, page.thumbnail(_cut_out(pixels, place), "What is there", f"Box {rank}, cut out", where, limit=limit)
-
-
-def _cut_out(pixels: PIL.Image.Image, place: Quad) -> PIL.Image.Image:
-    width, height = pixels.size
-    left, top = min(int(place[0] * width), width - 1), min(int(place[1] * height), height - 1)
-    right, bottom = max(left + 1, math.ceil(place[2] * width)), max(top + 1, math.ceil(place[3] * height))
-    return pixels.crop((left, top, min(right, width), min(bottom, height)))
+    shown = cut(pixels, Box(*box).ordered().clamp(pixels.size).rounded())
+    return where, page.thumbnail(shown, "What is there", f"Box {rank}, cut out", where, limit=limit)

@@ -46,7 +46,11 @@ def overlay(image: PIL.Image.Image, record: PerceptionRecord, *, opacity: float 
     picture = image.convert("RGB").copy()
     picture.thumbnail((MAX_SIDE, MAX_SIDE), PIL.Image.Resampling.LANCZOS)
     if any(record.heat):
-        heat = heat_image(record.heat).resize(picture.size, PIL.Image.Resampling.NEAREST)
+        heat = heat_image(record.heat)
+        x1, y1, x2, y2 = heat_place(record, image.size)
+        across, down = heat.width / (x2 - x1), heat.height / (y2 - y1)
+        shown = (-x1 * across, -y1 * down, (1 - x1) * across, (1 - y1) * down)  # the image, in cells of the map
+        heat = heat.transform(picture.size, PIL.Image.Transform.EXTENT, shown, PIL.Image.Resampling.NEAREST)
         strength = heat.getchannel("A").point(lambda value: round(value * opacity))
         picture.paste(heat.convert("RGB"), (0, 0), strength)
     numbered = [(number, fractions(box, image.size)) for number, box in enumerate(record.boxes, start=1)]
@@ -65,6 +69,17 @@ def heat_image(heat: Sequence[Sequence[float]]) -> PIL.Image.Image:
     steps = np.linspace(0, 1, len(_STOPS))
     channels = [np.interp(grid, steps, values) for values in zip(*_STOPS, strict=True)]
     return PIL.Image.fromarray(np.stack(channels, axis=-1).round().astype(np.uint8))
+
+
+def heat_place(record: PerceptionRecord, size: tuple[int, int]) -> Quad:
+    """Return the place of a heat map as fractions of the image, whose size is given.
+
+    It reaches outside 0 to 1 where the model was shown the image padded.
+    """
+    x1, y1, x2, y2 = record.extent or (0.0, 0.0, *size)
+    if not (all(map(math.isfinite, (x1, y1, x2, y2))) and x1 < x2 and y1 < y2):
+        return 0.0, 0.0, 1.0, 1.0
+    return x1 / size[0], y1 / size[1], x2 / size[0], y2 / size[1]
 
 
 def fractions(box: Sequence[float] | None, size: tuple[int, int]) -> Quad | None:

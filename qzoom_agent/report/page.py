@@ -29,8 +29,8 @@ from markupsafe import Markup
 from qzoom_agent.errors import TraceError
 from qzoom_agent.files import atomic_write
 from qzoom_agent.report.markdown import percent
-from qzoom_agent.report.overlay import MAX_SIDE, OPACITY, heat_image
-from qzoom_agent.trace import Quad
+from qzoom_agent.report.overlay import MAX_SIDE, OPACITY, heat_image, heat_place
+from qzoom_agent.trace import PerceptionRecord, Quad
 from qzoom_agent.views import View
 
 COLOURS = 8
@@ -220,8 +220,13 @@ class BoxMark(NamedTuple):
 
     def rule(self, index: int) -> str:
         """Return the place of the box, as a rule of the style sheet."""
-        x1, y1, x2, y2 = (100 * value for value in self.box)
-        return f".m{index}{{left:{x1:.3f}%;top:{y1:.3f}%;width:{x2 - x1:.3f}%;height:{y2 - y1:.3f}%}}\n"
+        return f".m{index}{{{_placed(self.box)}}}\n"
+
+
+def _placed(place: Quad) -> str:
+    """Return a place in fractions of the image as declarations of a style sheet."""
+    x1, y1, x2, y2 = (100 * value for value in place)
+    return f"left:{x1:.3f}%;top:{y1:.3f}%;width:{x2 - x1:.3f}%;height:{y2 - y1:.3f}%"
 
 
 class Stage(NamedTuple):
@@ -240,19 +245,30 @@ class Stage(NamedTuple):
 
 
 def stage(
-    original: View, image: Picture, marks: Sequence[BoxMark], heat: Sequence[Sequence[float]], *, first_mark: int = 0
+    original: View, image: Picture, marks: Sequence[BoxMark], look: PerceptionRecord | None, *, first_mark: int = 0
 ) -> Stage:
-    """Prepare an original image for a page; `first_mark` is the number of boxes on the images before it."""
+    """Prepare an original image for a page.
+
+    Args:
+        original: The image.
+        image: Its pixels.
+        marks: Boxes on it.
+        look: The look whose heat map is laid over it.
+        first_mark: Number of boxes on the images before it.
+    """
     # Percent positions only fit if the stage has the image's shape, also when the height is what limits it.
     ratio = original.width / max(1, original.height)
     rules = "".join(mark.rule(index) for index, mark in enumerate(marks, start=first_mark))
+    warm = None
     name = f".stage.s{original.image}" if original.image else ".stage"
     rules += (
         f"{name}{{aspect-ratio:{ratio:.5f};max-width:calc(var(--tall) * {ratio:.5f})}}\n.heat{{opacity:{OPACITY}}}\n"
     )
+    if look is not None and any(look.heat):
+        warm = _heat_png(look.heat)
+        rules += f"{name} .heat{{{_placed(heat_place(look, original.size))}}}\n"
     size = f"{original.width} x {original.height}"
-    seen, warm = jpeg(image, MAX_SIDE, _ORIGINAL_BYTES), _heat_png(heat) if any(heat) else None
-    return Stage(size, seen, warm, marks, rules, original.image, first_mark)
+    return Stage(size, jpeg(image, MAX_SIDE, _ORIGINAL_BYTES), warm, marks, rules, original.image, first_mark)
 
 
 def thumbnail(

@@ -316,7 +316,8 @@ class Agreement(GroupReward):
         for part in seen.every:
             whole = next(view.region for view in one.trace.views if view.id == original_id(part.image))
             own = [crop.region for crop in crops if crop.origin == whole.view]
-            gains += [gain] if (gain := heat_gain(part.heat, own, whole)) is not None else []
+            extent = whole if part.extent is None else Box(*part.extent, view=whole.view)
+            gains += [gain] if (gain := heat_gain(part.heat, own, whole, extent)) is not None else []
         return sum(gains) / len(gains) if gains else None
 
 
@@ -330,23 +331,25 @@ def _map_decides(trace: Trace) -> bool:
     return AgentConfig().replace(**trace.config).perception.gate == "statistics"
 
 
-def heat_gain(heat: Sequence[Sequence[float]], crops: Sequence[Box], image: Box) -> float | None:
+def heat_gain(heat: Sequence[Sequence[float]], crops: Sequence[Box], image: Box, extent: Box) -> float | None:
     """Return the share of the map inside the union of `crops`, less its share of the area, 0 to 1; None without a map.
 
     Args:
-        heat: Rows of cells that cover `image`. A cell counts by its part in the crop that covers it best.
-        crops: In pixels of the original, as `image` is.
+        heat: Rows of cells that cover `extent`. A cell counts by its part in the crop that covers it best.
+        crops: In pixels of the original, as `image` and `extent` are.
         image: The whole original.
+        extent: The area of the map: larger than the image where the model was shown it padded.
     """
     if (total := sum(map(sum, heat))) <= 0:
         return None
-    width, height, count = image.width / len(heat[0]), image.height / len(heat), len(heat) * len(heat[0])
+    width, height = extent.width / len(heat[0]), extent.height / len(heat)
     mass = area = 0.0
     for row, values in enumerate(heat):
         for column, value in enumerate(values):
-            cell = Box(column * width, row * height, (column + 1) * width, (row + 1) * height, view=image.view)
+            x, y = extent.x1 + column * width, extent.y1 + row * height
+            cell = Box(x, y, x + width, y + height, view=image.view)
             inside = max((crop.coverage(cell) for crop in crops), default=0.0)
-            mass, area = mass + inside * value / total, area + inside / count
+            mass, area = mass + inside * value / total, area + inside * cell.area / image.area
     return max(0.0, mass - area)
 
 
@@ -391,7 +394,7 @@ def unwanted(trace: Trace) -> set[str]:
     shown = [view for view in trace.views if view.kind != "original" and view.id not in asked]
     found: set[str] = set()
     for at, turn in enumerate(trace.turns):
-        context = ReviewContext(
+        before = ReviewContext(
             look=look,
             refused_turns=refused_on_opinion([earlier.calls for earlier in trace.turns[:at]]),
             crops_read=sum(view.kind == "crop" for view in shown),
@@ -403,7 +406,9 @@ def unwanted(trace: Trace) -> set[str]:
             map_decides=_map_decides(trace),
         )
         for crop in (views[call.result] for call in turn.calls if call.result is not None):
-            plan = ZoomPlan("original", box=crop.region, size=crop.size, tokens=crop.tokens)
+            cut = crop.extent if crop.source else None
+            plan = ZoomPlan(crop.origin, box=crop.region, size=crop.size, tokens=crop.tokens, cut=cut)
+            context = replace(before, look=look.of(crop.image), image=views[crop.origin].size)
             decision = hybrid_rule(plan, shown, context)
             if decision.code in OPINIONS and decision.plan is None:
                 found.add(crop.id)

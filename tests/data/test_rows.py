@@ -224,6 +224,8 @@ def test_every_kind_of_cell_decodes(tmp_path: Path) -> None:
     # Equal by content where it is encoded alike.
     assert len({key(cell, tmp_path) for cell in (data, text, "cell.png", {"bytes": data, "path": "x"})}) == 1
     assert key(data) != key(files.png(files.draw("other")))
+    deep = [Image.fromarray(np.full((4, 4), value, np.uint16)) for value in (30_000, 40_000)]
+    assert key(deep[0]) != key(deep[1]), "both are white where Pillow converts them"
 
 
 @pytest.mark.parametrize("cell", [None, 3, [], ["a.png", "b.png"], {"bytes": None, "path": None}, "no such.png"])

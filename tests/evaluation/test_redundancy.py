@@ -1,5 +1,6 @@
 """Redundant crops, counted from the truth: needless, repeated, missed."""
 
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import given
@@ -73,6 +74,19 @@ def test_a_coarse_view_in_full_detail_leaves_nothing_to_a_crop() -> None:
 
 def test_where_nothing_is_known_only_repetition_is_seen() -> None:
     assert why(views(AROUND_NOTE, ELSEWHERE, AROUND_NOTE), coarse_suffices=None) == [None, None, "repeated"]
+
+
+def test_a_crop_of_a_turned_image_repeats_what_that_image_has_shown() -> None:
+    store = ViewStore()
+    store.add_original(Image.new("RGB", (1400, 1000)))
+    store.add_coarse(factor=28, min_tokens=16, max_tokens=64)
+    budget = {"factor": 28, "min_tokens": 16, "max_tokens": 64}
+    turned = Image.new("RGB", (1000, 1400), "white")
+    store.add_tool_image(turned, matrix=(0, -1, 1400, 1, 0, 0), **budget)
+    for place in (NOTE, NOTE, ELSEWHERE):
+        store.add_crop(replace(place, view="source1"), parent="tool1", **budget)
+    found = reasons(store.views, [], coarse_suffices=None)
+    assert found == [("crop1", None), ("crop2", "repeated"), ("crop3", None)]
 
 
 def test_counts_add_up() -> None:

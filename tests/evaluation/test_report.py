@@ -229,14 +229,15 @@ def test_options_are_written_out_on_both_sides(tmp_path: Path) -> None:
     assert long.strip() in text
 
 
+def close(picture: Image.Image, colour: tuple[int, int, int]) -> int:
+    """Return the number of pixels that are about of this colour."""
+    return sum(math.dist(pixel, colour) < 60 for row in np.asarray(picture).tolist() for pixel in row)
+
+
 def test_pictures_carry_the_known_boxes_and_the_crops(run: RunFolder) -> None:
     page = Page(write_run_report(run).read_text(encoding="utf-8"))
     pictures = [Image.open(BytesIO(b64decode(image.partition(",")[2]))) for image in page.images]
     never, _, saw, *_ = pictures
-
-    def close(picture: Image.Image, colour: tuple[int, int, int]) -> int:
-        return sum(math.dist(pixel, colour) < 60 for row in np.asarray(picture).tolist() for pixel in row)
-
     assert all(close(picture, report.GOLD) >= 10 for picture in pictures)
     assert close(saw, report.CROP) >= 10 > close(never, report.CROP)
 
@@ -259,6 +260,38 @@ def test_boxes_are_drawn_on_the_image_that_they_are_of(tmp_path: Path) -> None:
     assert row.sample().boxes == (Box(50, 100, 90, 160, view="original2"),)
     _, second = run.trace_path(row.key).with_suffix(".html").read_text(encoding="utf-8").split('<div class="stage s1">')
     assert 'class="box gold' in second
+
+
+def test_boxes_keep_their_place_on_a_long_thin_picture(tmp_path: Path) -> None:
+    def load(source: TaskSource) -> list[Sample]:
+        thin = Image.new("RGB", (105, 4000), "white")  # 3 x 96 as drawn, not 2.52 x 96
+        return [replace(numbers(1).load(source)[0], image=thin, boxes=(Box(0, 3000, 105, 3400),))]
+
+    evaluate(player(policy="direct"), [replace(numbers(), load=load)], out=tmp_path, traces=True)
+    shown = Page(write_run_report(RunFolder(tmp_path)).read_text(encoding="utf-8")).images[0]
+    drawn = np.asarray(Image.open(BytesIO(b64decode(shown.partition(",")[2])))).astype(int)
+    rows = np.flatnonzero((drawn.min(axis=2) < 150).any(axis=1))
+    assert (rows.min(), rows.max() + 1) == pytest.approx((72, 82), abs=2)
+
+
+def test_boxes_of_a_second_image_are_drawn_on_it_alone(tmp_path: Path) -> None:
+    second = Image.new("RGB", (400, 400), "white")
+
+    def load(source: TaskSource) -> list[Sample]:
+        sample = numbers(1).load(source)[0]
+        return [replace(sample, boxes=(Box(40, 40, 80, 80, view="original2"),), others=(second,))]
+
+    calls = iter(["<zoom>2<loc_28><loc_28><loc_84><loc_84></zoom>", "0"])
+    agent = Agent(ScriptedBackend(lambda _: next(calls)), policy="explicit")
+    folder = RunFolder(tmp_path)
+    evaluate(agent, [replace(numbers(), load=load)], out=tmp_path, traces=True)
+    (row,) = folder.latest()
+    assert (row.box_images, row.crop_images, row.sample().boxes[0].view) == ([1], [1], "original2")
+    shown = Page(write_run_report(folder).read_text(encoding="utf-8")).images[0]
+    drawn = Image.open(BytesIO(b64decode(shown.partition(",")[2])))
+    assert close(drawn, report.GOLD) < 10 > close(drawn, report.CROP), "it is the picture of the first image"
+    episode = folder.trace_path(row.key).with_suffix(".html").read_text(encoding="utf-8")
+    assert episode.index('class="stage s1"') < episode.index("Known place of the answer")
 
 
 def test_a_page_tells_when_and_with_what_it_was_made(tmp_path: Path) -> None:

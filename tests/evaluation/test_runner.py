@@ -255,6 +255,16 @@ def test_a_run_may_be_enlarged(tmp_path: Path) -> None:
     assert results.tasks["one"].marks.repeats is not None
 
 
+def test_the_figures_of_a_run_do_not_stand_for_it_while_it_is_enlarged(tmp_path: Path) -> None:
+    evaluate(player(), [numbers()], out=tmp_path, source=TaskSource(n=3))
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(player(), [numbers()], out=tmp_path, source=TaskSource(n=9), watch=Watcher(stop_after=5))
+    with pytest.raises(ConfigError, match="Finish the run"):
+        Results.of(RunFolder(tmp_path))
+    evaluate(player(), [numbers()], out=tmp_path, source=TaskSource(n=9))
+    assert Results.of(RunFolder(tmp_path)).tasks["numbers"].n == 9
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -8,7 +8,7 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image, ImageChops, ImageDraw
 
 from qzoom_agent.agent import Agent
 from qzoom_agent.answer import Event
@@ -17,7 +17,7 @@ from qzoom_agent.integrations.conversation import Conversation
 from qzoom_agent.integrations.progress import Progress
 from qzoom_agent.messages import Message, plain_text
 from qzoom_agent.models.scripted import ScriptedBackend
-from qzoom_agent.trace import PendingCall
+from qzoom_agent.trace import PendingCall, PerceptionRecord
 
 PICTURE = Image.linear_gradient("L").resize((640, 480)).convert("RGB")
 ZOOM = "<zoom>28 28 112 112</zoom>"
@@ -132,6 +132,24 @@ def test_a_question_that_is_left_does_not_hold_up_the_next(agent: Agent) -> None
     assert [question for question, _ in conversation.earlier] == ["quick: which number?"]
     next(conversation.ask("another?"))  # a reader that goes away
     assert isinstance(played(conversation.ask("quick: again?")), Event)
+
+
+def test_the_map_of_an_image_that_was_shown_padded_lies_where_the_model_saw_it() -> None:
+    progress = Progress("where?", Image.new("RGB", (3200, 1600), "white"))
+    progress.look = PerceptionRecord(heat=[[0, 0, 0, 0], [0, 1, 0, 0], [0] * 4, [0] * 4], extent=(0, -800, 3200, 2400))
+    drawn = progress.picture(0.5)
+    assert drawn.getbbox() == (0, 0, 1600, 800)
+    assert ImageChops.invert(drawn).getbbox() == (400, 0, 800, 400)
+
+
+def test_boxes_keep_their_place_on_a_long_thin_picture() -> None:
+    progress = Progress("where?", Image.new("RGB", (43, 8000), "white"))  # 9 x 1600 as drawn, not 8.6 x 1600
+    progress.wait(PendingCall(name="zoom", box=(0, 4000, 43, 6000)))
+    drawn = ImageChops.invert(progress.picture(0.5)).getbbox()
+    assert drawn is not None and drawn[3] == pytest.approx(1200, abs=8)
+    progress.point(0, 400)
+    progress.point(9, 800)
+    assert progress.proposed == pytest.approx((0, 2000, 43, 4000))
 
 
 def test_two_corners_make_a_box_in_pixels_of_the_image() -> None:

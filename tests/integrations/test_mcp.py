@@ -11,6 +11,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -50,6 +51,18 @@ def test_each_tool_returns_a_text_and_an_image(folder: Path) -> None:
     text, drawn = used.ask("picture.png", "which number?")
     assert text.startswith("42\n") and "looked closer at [" in text and drawn.width == 768
     assert used.look(data_url(Image.new("RGB", (60, 60))))[0].startswith("The image has 60x60 px")
+
+
+def test_the_map_of_an_image_that_was_shown_padded_lies_where_the_model_saw_it(folder: Path) -> None:
+    heat = [[0, 0, 0, 0], [0, 0, 0, 1], [0] * 4, [0] * 4]
+    look = PerceptionRecord(view="coarse", score=0.1, threshold=0.5, heat=heat, extent=(0, -84, 308, 224))
+    backend = ScriptedBackend(["42"], looks=lambda messages: [look])
+    used = ImageTools(lambda: Agent(backend, policy="implicit"), ImageAccess(folders=(folder,)))
+    _, drawn = used.ask("picture.png", "which number?")
+    plain = Image.open(folder / "picture.png").convert("RGB").resize(drawn.size)
+    changed = (np.abs(np.asarray(drawn).astype(int) - np.asarray(plain)) > 60).any(axis=-1)
+    width, height = drawn.size
+    assert changed[2 : height // 5, width * 7 // 8].all() and not changed[height * 5 // 8 :, :].any()
 
 
 def test_a_box_in_an_earlier_crop_is_not_read_as_one_of_the_image(folder: Path) -> None:

@@ -106,6 +106,7 @@ def test_a_perceiver_may_shrink_the_image_that_it_is_given(tmp_path: Path) -> No
         ([HOT], "returned a list from look"),
         (Finder((0, 0, float("nan"), 9)).found, "not finite"),
         (Finder((0, 0, float("inf"), 9)).found, "not finite"),
+        (Finder(HOT, extent=(0, 0, 900, 0)).found, "extent without an area"),
     ],
 )
 def test_what_a_perceiver_returns_is_checked(found: Any, said: str) -> None:
@@ -113,6 +114,12 @@ def test_what_a_perceiver_returns_is_checked(found: Any, said: str) -> None:
     finder.found = found
     answer = Agent(answering([]), perceiver=finder).run(IMAGE, "which?")
     assert answer.status == "error" and said in str(answer.trace.error)
+
+
+def test_cells_are_those_of_a_map_that_reaches_beyond_the_image() -> None:
+    finder = Finder(HOT, heat=[[0, 1, 0]] * 3, extent=(0, -150, 900, 750))
+    look = Agent(answering([]), perceiver=finder).look(IMAGE, "which?").record
+    assert look.cells == [pytest.approx((2, 250 / 300, 800 / 300, 450 / 300))]
 
 
 def test_a_perceiver_may_be_a_class() -> None:

@@ -323,7 +323,7 @@ def test_a_page_of_several_images_shows_the_look_at_each_and_one_set_of_switches
     look = looks[0].model_copy(update={"others": looks[1:]})
     trace, _ = episode(views=store.views, turns=[], perception=look)
     found = Page(render_html(trace, by_digest(store.views, store.image)))
-    for part in ("0.90 >= 0.50", "0.20 < 0.50", "image 2", "Coarse view of image 2"):
+    for part in ("0.90 >= 0.50", "gate of image 2 0.20 < 0.50", "Coarse view of image 2"):
         assert part in found.text, part
     assert [len(found.having(kind)) for kind in ("pictures", "picture", "heat", "proposed")] == [1, 2, 2, 2]
     ids = [attrs["id"] for _, attrs in found.tags if "id" in attrs]

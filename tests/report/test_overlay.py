@@ -59,6 +59,20 @@ def test_every_cell_keeps_its_edges() -> None:
     assert (pixels[:, :200] == GREY).all() and (pixels[150:] == GREY).all()
 
 
+PADDED = PerceptionRecord(heat=[[0, 0, 0, 0], [0, 1, 0, 0], [0] * 4, [0] * 4], extent=(0, -50, 400, 350))
+"""A look at the grey image that was shown in the middle of a square: its hot cell covers 100, 50 to 200, 150."""
+
+
+def test_the_map_of_an_image_that_was_shown_padded_covers_what_it_covered() -> None:
+    changed = (np.asarray(overlay(grey(), PADDED)) != GREY).any(axis=-1)
+    assert changed[50:150, 100:200].all() and changed.sum() == 100 * 100
+
+
+@pytest.mark.parametrize("extent", [(math.nan, 0, 1, 1), (5, 5, 5, 5), (-1e300, -1e300, 1e300, 1e300), (0, 0, 1e-9, 1)])
+def test_a_map_of_any_extent_is_drawn(extent: tuple[float, float, float, float]) -> None:
+    assert overlay(grey(), PADDED.model_copy(update={"extent": extent})).size == grey().size
+
+
 def test_opacity_runs_from_nothing_to_the_colour_itself() -> None:
     record = PerceptionRecord(heat=[[0, 1]])
     image = grey()

@@ -433,9 +433,17 @@ def test_agreement_with_crops_that_the_policy_showed() -> None:
     assert Agreement(measure="iou")([shown]) == pytest.approx([1.0])
 
 
+def test_agreement_with_the_map_of_an_image_that_was_shown_padded() -> None:
+    """The square around the image of 800 x 400 reaches from -200 to 600, and its second row begins at 0."""
+    heat = [[0, 0, 0, 0], [0, 0, 0, 1], [0, 0, 0, 0], [0, 0, 0, 0]]
+    shown = rollout(look=LOOK.model_copy(update={"heat": heat, "extent": (0, -200, 800, 600)}))
+    shown.trace.views.append(view("crop1", (600, 0, 800, 200), (112, 112), 16))
+    assert Agreement(measure="heat")([shown]) == pytest.approx([1 - 1 / 8])
+
+
 @given(st.lists(st.lists(st.floats(0, 1), min_size=3, max_size=3), min_size=2, max_size=2), st.integers(0, 700))
 def test_heat_gain_is_a_share(heat: list[list[float]], left: int) -> None:
-    gain = heat_gain(heat, [Box(left, 0, left + 100, 400)], Box(0, 0, *SIZE))
+    gain = heat_gain(heat, [Box(left, 0, left + 100, 400)], Box(0, 0, *SIZE), Box(0, -200, 800, 600))
     assert gain is None or 0 <= gain <= 1
     assert (gain is None) == (sum(map(sum, heat)) == 0)
 
@@ -482,6 +490,22 @@ def test_crops_that_the_branches_speak_against_are_redundant_where_a_recipe_says
     reviewed.trace.turns[0].calls[0], reviewed.trace.turns[1].calls[0] = second, first
     second.decision, second.code = "refused", "gate"
     assert Redundant(opinions=True)([reviewed]) == [-1.0], "what the model insisted on counts once"
+
+
+def test_a_crop_of_another_image_is_held_against_the_look_at_that_image() -> None:
+    here, there = (700, 0, 800, 100), (0, 200, 400, 400)
+    second = LOOK.model_copy(update={"image": 1, "heat": [[0.0, 0.0], [1.0, 0.0]], "boxes": [there]})
+    look = LOOK.model_copy(update={"others": [second]})
+    batch = [rollout(crops=[box], look=look) for box in (here, there)]
+    for one in batch:
+        original, coarse, crop = one.trace.views
+        one.trace.views[1:] = [
+            coarse,
+            original.model_copy(update={"id": "original2", "image": 1}),
+            coarse.model_copy(update={"id": "coarse2", "image": 1}),
+            crop.model_copy(update={"image": 1}),
+        ]
+    assert Redundant(opinions=True)(batch) == [-1.0, 0.0]
 
 
 def test_rewards_that_need_a_look_say_so() -> None:

@@ -57,6 +57,13 @@ def test_a_call_gives_text_an_image_and_the_result(tool, store):
     assert [block["type"] for block in found.content_blocks] == ["text", "image"]
 
 
+def test_a_crop_of_a_second_image_is_described_by_the_size_of_that_image(tool, store):
+    store.add_original(Image.new("RGB", (300, 600)), number=1)
+    store.add_coarse(factor=28, min_tokens=16, max_tokens=64, number=1)
+    text = call(tool, bbox_2d=[0, 0, 500, 500], view="coarse2").content[0]["text"]
+    assert "shows [0, 0, 150, 300] of the original2 300x600 px." in text
+
+
 def test_a_second_call_can_zoom_into_the_first(tool):
     call(tool, bbox_2d=[0, 0, 500, 500])
     assert call(tool, bbox_2d=[500, 500, 1000, 1000], view="crop1").artifact.served == (225, 175, 450, 350)

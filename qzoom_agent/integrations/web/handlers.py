@@ -218,8 +218,8 @@ class Page:
             on.move: gr.update(visible=progress.proposed is not None),
             on.reason: "",
             on.tools: gr.update(visible=done),
-            on.heat: gr.update(visible=bool(progress.heat)),
-            on.look: gr.update(visible=conversation.agent.perceives and not progress.heat),
+            on.heat: gr.update(visible=bool(progress.look.heat)),
+            on.look: gr.update(visible=conversation.agent.perceives and not progress.look.heat),
             on.further_row: gr.update(visible=done),
             on.crops: progress.html("zooms"),
             on.steps_fold: gr.update(visible=True),
@@ -244,7 +244,7 @@ class Page:
         if conversation is None or progress is None:
             return {}
         try:
-            progress.heat = conversation.agent.look(conversation.image, progress.question).record.heat
+            progress.look = conversation.agent.look(conversation.image, progress.question).record
         except Exception as error:
             return {self.layout.card: problem(error)}
         return self._whole(conversation, progress, opacity)

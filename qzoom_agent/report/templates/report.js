@@ -4,7 +4,7 @@
   const stages = [...document.querySelectorAll(".stage")];
   const boxes = [...document.querySelectorAll(".stage [data-turn]")];
   const dial = document.querySelector("#opacity");
-  const heats = document.querySelectorAll(".heat");
+  const heats = [...document.querySelectorAll(".heat")];
   let chosen = null;
 
   const show = (turn) => {

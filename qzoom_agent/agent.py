@@ -552,12 +552,9 @@ class Agent:
     ) -> Iterator[Event]:
         """Yield the events of an episode, the answer last; see `play`."""
         saved = None if thread is None else self._saved_runs(thread)
-        options: dict[str, Any] = {
-            "callbacks": self._parts.objects.get("callbacks"),
-            "since": since,
-            "left_at": left_at,
-        }
-        ending, final = yield from play(state, context, saved=saved, thread=thread or "", events=events, **options)
+        options: dict[str, Any] = {"callbacks": self._parts.objects.get("callbacks"), "left_at": left_at}
+        options |= {"saved": saved, "thread": thread or "", "since": since, "events": events}
+        ending, final = yield from play(state, context, **options)
         answer = self._answer(final, context)
         if left_at is None:
             answer.store.count = None  # an answer that is kept does not keep the model

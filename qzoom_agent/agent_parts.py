@@ -174,24 +174,8 @@ class AgentParts:
             ConfigError: This agent cannot run the configuration, or a part differs from those of the run.
         """
         views = config.budget.view_budget(self.backend.defaults)
-        crops = ZoomConfig(
-            factor=views.factor,
-            min_tokens=views.crop_min_tokens,
-            max_tokens=views.crop_max_tokens,
-            **config.crop.model_dump(),
-        )
-        own = None if self._prompt is None else self._prompt.digest
-        if config.prompt not in ({own} if own else {None, OWN}):
-            raise _changed("prompt file", "prompt", config.prompt, own)
-        if config.perceiver != self.given.perceiver:
-            raise _changed("perceiver", "perceiver", config.perceiver, self.given.perceiver)
-        for key, argument in (("protocol", "protocol"), ("tool", "tool"), ("review.rule", "rule")):
-            begun, now = map(attrgetter(key), (config, self.config))
-            if begun != now and ":" in (begun or ""):  # code that only a file of saved steps names is not imported
-                raise _changed(key, argument, begun, now, flag=f"set {key}=NAME")
-        own_tools = [tool.reference for tool in self._own.values()]
-        if list(config.own_tools or ()) != own_tools:
-            raise _changed("tools", "tools", ", ".join(config.own_tools or ()), ", ".join(own_tools), flag="tool")
+        crops = ZoomConfig.of(views, **config.crop.model_dump())
+        self._require_parts_of(config)
         if config.perception.sparse_crop is not None and (
             self.perceiver is not None or not getattr(self.backend, "takes_sparse_crops", False)
         ):
@@ -234,6 +218,21 @@ class AgentParts:
             store=store,
             perceiver=self.perceiver,
         )
+
+    def _require_parts_of(self, config: AgentConfig) -> None:
+        """Raise ConfigError if a run was begun with other parts than these."""
+        own = None if self._prompt is None else self._prompt.digest
+        if config.prompt not in ({own} if own else {None, OWN}):
+            raise _changed("prompt file", "prompt", config.prompt, own)
+        if config.perceiver != self.given.perceiver:
+            raise _changed("perceiver", "perceiver", config.perceiver, self.given.perceiver)
+        for key, argument in (("protocol", "protocol"), ("tool", "tool"), ("review.rule", "rule")):
+            begun, now = map(attrgetter(key), (config, self.config))
+            if begun != now and ":" in (begun or ""):  # code that only a file of saved steps names is not imported
+                raise _changed(key, argument, begun, now, flag=f"set {key}=NAME")
+        own_tools = [tool.reference for tool in self._own.values()]
+        if list(config.own_tools or ()) != own_tools:
+            raise _changed("tools", "tools", ", ".join(config.own_tools or ()), ", ".join(own_tools), flag="tool")
 
 
 def _changed(part: str, argument: str, begun: str | None, now: str | None, *, flag: str = "") -> ConfigError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
@@ -51,23 +51,11 @@ def play(
             guard = saved.claimed(thread, new=not context.follows)
         options["durability"] = "sync"
         config = {**saved.run_config(thread), **config, **(since or {})}
-    final: Any = None
     ending: Event | None = None
     try:
         about = {"gen_ai.request.model": context.backend.name, "gen_ai.provider.name": context.provider}
         with guard, span("invoke_agent", AGENT, about) as context.span:
-            for mode, data in graph.stream(cast(Any, state), config, **options):
-                if context.receiver is not None and context.receiver.left:
-                    context.left = True  # as below
-                    context.receiver.require()
-                if mode == "values":
-                    final = data
-                elif data["kind"] != "answer":  # the last event is made of the final state
-                    try:
-                        yield Event(**data)
-                    except GeneratorExit:
-                        context.left = True  # before LangGraph's stream is closed, which waits for the turn
-                        raise
+            final = yield from _events(graph.stream(cast(Any, state), config, **options), context)
             ends: dict[str, Any] = {"status": "waiting", "answer": None, "error": None}
             if not is_waiting(final):
                 ends = {name: final[name] for name in ends}
@@ -82,3 +70,21 @@ def play(
             context.close()
     assert ending is not None
     return ending, final
+
+
+def _events(stream: Iterable[tuple[str, Any]], context: Context) -> Generator[Event, None, Any]:
+    """Yield the events of LangGraph's stream, but for the last, which is made of the final state; return that state."""
+    final: Any = None
+    for mode, data in stream:
+        if context.receiver is not None and context.receiver.left:
+            context.left = True  # as below
+            context.receiver.require()
+        if mode == "values":
+            final = data
+        elif data["kind"] != "answer":
+            try:
+                yield Event(**data)
+            except GeneratorExit:
+                context.left = True  # before LangGraph's stream is closed, which waits for the turn
+                raise
+    return final

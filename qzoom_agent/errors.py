@@ -10,12 +10,14 @@ import os
 import re
 import select
 import sys
+import unicodedata
 from collections.abc import Callable
 from typing import Final, TextIO
 
 _SHORTEST_SECRET: Final = 6
 """Length from which a secret is masked; shorter ones, such as EMPTY, are placeholders that occur in ordinary text."""
 _SECRETS: Final = set[str]()
+_UNSEEN: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
 _IN_ADDRESS: Final = re.compile(
     r"(?<=://)\S{1,300}(?=@)"
     r"|(?<=[?&])(?P<field>[\w.-]{0,40}(?:key|token|secret|passw|sig|auth)[\w.-]{0,40}=)[^\s&#'\"]+"
@@ -50,9 +52,15 @@ def redact(text: str) -> str:
 def visible(text: str) -> str:
     """Return the text with control characters as escapes such as \\x1b, so that it cannot steer a terminal.
 
-    Line breaks and tabs stay.
+    Line breaks, tabs, and the spaces and joiners of all scripts stay.
     """
-    return "".join(char if char.isprintable() or char in "\n\t" else repr(char)[1:-1] for char in text)
+    return "".join(repr(char)[1:-1] if is_unseen(char) and char not in "\n\t" else char for char in text)
+
+
+def is_unseen(char: str) -> bool:
+    """Return whether a character is one that a screen hides or obeys: control, direction, private or half a pair."""
+    # Joiners carry meaning in emoji and in several scripts and cannot reorder a line.
+    return unicodedata.category(char) in _UNSEEN and char not in "\u200c\u200d"
 
 
 class QzoomError(Exception):

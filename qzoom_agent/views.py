@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypedDict, Unpack
 
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
@@ -43,6 +43,17 @@ def original_id(image: int) -> str:
 def coarse_id(image: int) -> str:
     """Return the id of the coarse view of image number `image`, counted from 0."""
     return f"coarse{image + 1}" if image else "coarse"
+
+
+class TokenBudget(TypedDict):
+    """Limits of the visual tokens of a view."""
+
+    factor: int
+    """Side in pixels of one token."""
+    min_tokens: int
+    """A smaller image is shown magnified to this many."""
+    max_tokens: int
+    """A larger image is shown shrunk to this many."""
 
 
 class View(BaseModel):
@@ -264,23 +275,19 @@ class ViewStore:
         whole = Box(0, 0, *rgb.size, view=original_id(number))
         return self._add("original", rgb, parent=None, box=whole, tokens=0, number=number)
 
-    def add_coarse(self, *, factor: int, min_tokens: int, max_tokens: int, number: int = 0) -> View:
+    def add_coarse(self, *, number: int = 0, **budget: Unpack[TokenBudget]) -> View:
         """Add a whole image at a budget of visual tokens, see `fit_tokens`. Raises ImageError beyond 200:1.
 
         `number`: of the image, counted from 0.
         """
         whole = self._original(number).region
-        budget = {"factor": factor, "min_tokens": min_tokens, "max_tokens": max_tokens}
         return self._add_cut("coarse", whole, parent=original_id(number), **budget)
 
-    def add_crop(self, box: Box, *, factor: int, min_tokens: int, max_tokens: int, parent: str = "coarse") -> View:
+    def add_crop(self, box: Box, *, parent: str = "coarse", **budget: Unpack[TokenBudget]) -> View:
         """Add a crop at a budget of visual tokens.
 
         Args:
             box: In pixels of the original or of a source; it is rounded outward and clamped.
-            factor: Side in pixels of one token.
-            min_tokens: A smaller crop is magnified to this many.
-            max_tokens: A larger crop is shrunk to this many.
             parent: Id of the view in which the model asked for it.
 
         Raises:
@@ -292,7 +299,6 @@ class ViewStore:
         if source.kind not in _UNSHOWN:
             raise BoxError(f"A crop is cut from the original, got a box of {box.view!r}. Use store.to_original(box).")
         inside = box.clamp(source.size).rounded()
-        budget = {"factor": factor, "min_tokens": min_tokens, "max_tokens": max_tokens}
         kind: Kind = "crop" if source.placed else "tool"
         return self._add_cut(kind, inside, parent=self.view(parent).id, **budget)
 
@@ -312,19 +318,14 @@ class ViewStore:
         self,
         image: Image.Image,
         *,
-        factor: int,
-        min_tokens: int,
-        max_tokens: int,
         parent: str = "coarse",
         matrix: Matrix | None = None,
+        **budget: Unpack[TokenBudget],
     ) -> View:
         """Add an image that a tool returned, as a source at its full size and as the view of it that is shown.
 
         Args:
             image: The image, RGB.
-            factor: Side in pixels of one token.
-            min_tokens: A smaller image is shown magnified to this many.
-            max_tokens: A larger image is shown shrunk to this many.
             parent: Id of the view that the tool was given.
             matrix: Affine map of its pixels to pixels of the original; None: it has no place there.
 
@@ -332,10 +333,9 @@ class ViewStore:
             ImageError: The image is longer than 200:1.
         """
         whole = Box(0, 0, *image.size)
-        fit_tokens(image.size, factor=factor, min_tokens=min_tokens, max_tokens=max_tokens)  # raises before it is kept
+        fit_tokens(image.size, **budget)  # raises before it is kept
         above = self.view(parent)
         source = self._add("source", image, parent=above.id, box=whole, tokens=0, matrix=matrix, number=above.image)
-        budget = {"factor": factor, "min_tokens": min_tokens, "max_tokens": max_tokens}
         return self._add_cut("tool", replace(whole, view=source.id), parent=source.id, **budget)
 
     def full_size(self, view_id: str) -> Image.Image:
@@ -358,7 +358,7 @@ class ViewStore:
             raise ImageError("This store has no original yet. Call add_original(image) first.")
         return self._views[original_id(number)]
 
-    def _add_cut(self, kind: Kind, box: Box, *, parent: str, **budget: int) -> View:
+    def _add_cut(self, kind: Kind, box: Box, *, parent: str, **budget: Unpack[TokenBudget]) -> View:
         shown = fit_tokens((int(box.width), int(box.height)), **budget)
         return self._add_resized(kind, box, shown, parent=parent, tokens=tokens(shown, budget["factor"]))
 

@@ -20,7 +20,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from nano.model import CELL, PATCH
 from qzoom_agent.errors import ConfigError, finished
-from train_nano import load_training
+from train_nano import load_mean
 
 LIMIT_BYTES = 25_000_000
 """Largest size of the weights in the package."""
@@ -39,11 +39,7 @@ def ship(sources: Sequence[Path], target: Path) -> int:
             raise ConfigError(
                 f"There is no trained model in {source}. Give the `final` folder of a stage of rl/train_nano.py."
             )
-    loaded = [load_training(source) for source in sources]
-    tokenizer, model = loaded[0]
-    with torch.no_grad():
-        for weight, *others in zip(*(other.parameters() for _, other in loaded), strict=True):
-            weight.copy_(torch.stack([weight, *others]).mean(0))
+    tokenizer, model = load_mean(sources)
     del model.training_heads
     cast(torch.nn.Module, model).to(torch.bfloat16)
     for part in ("text_config", "vision_config"):

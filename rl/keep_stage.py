@@ -15,18 +15,14 @@ from typing import Any
 import torch
 
 from qzoom_agent.errors import finished
-from train_nano import load_training
+from train_nano import load_mean
 
 
 def keep_stage(sources: Sequence[Path], target: Path) -> int:
     """Write the mean of the weights of some stages to a folder and return the size of its weights in bytes."""
-    loaded = [load_training(source) for source in sources]
-    tokenizer = loaded[0][0]
-    model: Any = loaded[0][1]
-    with torch.no_grad():
-        for weight, *others in zip(*(other.parameters() for _, other in loaded), strict=True):
-            weight.copy_(torch.stack([weight, *others]).mean(0))
-    model.to(torch.bfloat16).save_pretrained(target, save_original_format=False)
+    tokenizer, model = load_mean(sources)
+    halved: Any = model
+    halved.to(torch.bfloat16).save_pretrained(target, save_original_format=False)
     tokenizer.save_pretrained(target)
     return (target / "model.safetensors").stat().st_size
 

@@ -186,6 +186,26 @@ def execute(command: Command) -> None:
         part.write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")
 
 
+def print_plan(commands: Sequence[Command], *, quick: bool) -> None:
+    for at, command in enumerate(commands, 1):
+        hours = "minutes" if quick else f"{command.step.hours:g} h"
+        print(f"{at:>2}  {command.step.name:<24} {'done' if command.done else hours:<8} {command.line}")
+    left = sum(command.step.hours for command in commands if not command.done)
+    print("in all a few minutes" if quick else f"still to do: about {round(left, 2):g} hours on one CPU core")
+
+
+def tables_of(commands: Sequence[Command], output: Path) -> str:
+    """Return the tables that steps have printed, under their names and commands."""
+    parts = []
+    for step, line, *_ in commands:
+        log = output / "logs" / f"{step.name}.log"
+        if step.report and log.exists():
+            lines = log.read_text(encoding="utf-8").splitlines()
+            found = ["\n".join(run) for is_table, run in groupby(lines, lambda text: text[:1] == "|") if is_table]
+            parts.append("\n\n".join([f"## {step.name}\n\n`{line}`", *found]))
+    return "\n\n".join(parts) + "\n"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, help="list of steps (YAML)")
@@ -203,11 +223,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ConfigError(f"There is no step '{options.until}'. The steps are: {', '.join(names)}.")
     commands = every[: names.index(options.until) + 1] if options.until else every
 
-    for at, command in enumerate(commands, 1):
-        hours = "minutes" if options.quick else f"{command.step.hours:g} h"
-        print(f"{at:>2}  {command.step.name:<24} {'done' if command.done else hours:<8} {command.line}")
-    left = sum(command.step.hours for command in commands if not command.done)
-    print("in all a few minutes" if options.quick else f"still to do: about {round(left, 2):g} hours on one CPU core")
+    print_plan(commands, quick=options.quick)
     if options.plan:
         return 0
 
@@ -228,15 +244,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         signal.signal(signal.SIGTERM, before)
 
-    parts = []
-    for step, line, *_ in every:
-        log = output / "logs" / f"{step.name}.log"
-        if step.report and log.exists():
-            lines = log.read_text(encoding="utf-8").splitlines()
-            found = ["\n".join(run) for is_table, run in groupby(lines, lambda text: text[:1] == "|") if is_table]
-            parts.append("\n\n".join([f"## {step.name}\n\n`{line}`", *found]))
-    tables = write_text(output / "tables.md", "\n\n".join(parts) + "\n")
-    print(f"\nwritten {tables}")
+    print(f"\nwritten {write_text(output / 'tables.md', tables_of(every, output))}")
     for document in chain.documents:
         print(f"and, with its figures, {output / 'documents' / document}")
     return 0

@@ -316,15 +316,7 @@ def run_stage(
     if stage.heads_only:
         model.requires_grad_(False)
         model.training_heads.requires_grad_(True)
-    packer = Packer(tokenizer, aligned=stage.aligned)
-    needing = sorted({*stage.mix, *recipe.validate_kinds} & REAL_KINDS)
-    if needing and receipts is None:
-        raise ConfigError(f"Stage {stage.name!r} reads real receipts ({', '.join(needing)}). Give --receipts DIR.")
-    if pages is not None and receipts is None:
-        raise ConfigError(f"The pages of {pages} are shown among real receipts. Give --receipts DIR, too.")
-    others = None if pages is None else read_pages(pages)
-    read = None if receipts is None else Receipts(receipts, "train", pages=others)
-    unseen = None if receipts is None else Receipts(receipts, "validation")
+    read, unseen = _receipts(recipe, stage, receipts, pages)
     data: Dataset = table(
         stage.mix,
         steps=stage.steps,
@@ -336,7 +328,47 @@ def run_stage(
         times=stage.times,
         aligned=stage.aligned,
     )
-    arguments = TrainingArguments(
+    folder.mkdir(parents=True, exist_ok=True)
+    packer, stop = Packer(tokenizer, aligned=stage.aligned), StopCallback(math.inf if until is None else until)
+    trainer = TreeTrainer(
+        stage,
+        mixed=recipe.mixed_precision,
+        fuse=recipe.compile,
+        model=model,
+        args=_arguments(recipe, stage, folder, seed=seed),
+        train_dataset=data,
+        data_collator=single,
+        processing_class=tokenizer,
+        callbacks=[LogCallback(folder / "log.jsonl", recipe, packer, unseen), stop],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+    if stop.stopped:
+        return None
+    writing = folder / "final.part"
+    model.save_pretrained(writing, save_original_format=False)
+    tokenizer.save_pretrained(writing)
+    writing.rename(done)  # so that a folder of this name is always whole
+    return done
+
+
+def _receipts(
+    recipe: BaseRecipe, stage: Stage, receipts: Path | None, pages: Path | None
+) -> tuple[Receipts | None, Receipts | None]:
+    """Return the real receipts to train on, with other pages among them, and those to validate on."""
+    needing = sorted({*stage.mix, *recipe.validate_kinds} & REAL_KINDS)
+    if needing and receipts is None:
+        raise ConfigError(f"Stage {stage.name!r} reads real receipts ({', '.join(needing)}). Give --receipts DIR.")
+    if pages is not None and receipts is None:
+        raise ConfigError(f"The pages of {pages} are shown among real receipts. Give --receipts DIR, too.")
+    if receipts is None:
+        return None, None
+    others = None if pages is None else read_pages(pages)
+    return Receipts(receipts, "train", pages=others), Receipts(receipts, "validation")
+
+
+def _arguments(recipe: BaseRecipe, stage: Stage, folder: Path, *, seed: int) -> TrainingArguments:
+    return TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=1,
         max_steps=stage.steps,
@@ -359,29 +391,6 @@ def run_stage(
         disable_tqdm=True,
         use_cpu=not torch.cuda.is_available(),
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    trainer = TreeTrainer(
-        stage,
-        mixed=recipe.mixed_precision,
-        fuse=recipe.compile,
-        model=model,
-        args=arguments,
-        train_dataset=data,
-        data_collator=single,
-        processing_class=tokenizer,
-        callbacks=[LogCallback(folder / "log.jsonl", recipe, packer, unseen)],
-    )
-    trainer.remove_callback(PrinterCallback)
-    stop = StopCallback(math.inf if until is None else until)
-    trainer.add_callback(stop)
-    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
-    if stop.stopped:
-        return None
-    writing = folder / "final.part"
-    model.save_pretrained(writing, save_original_format=False)
-    tokenizer.save_pretrained(writing)
-    writing.rename(done)  # so that a folder of this name is always whole
-    return done
 
 
 def _decisive(recipe: BaseRecipe, index: int) -> dict[str, JsonValue]:
@@ -445,6 +454,15 @@ def load_training(folder: Path) -> tuple[PreTrainedTokenizerFast, Qwen2_5_VLForC
     lost = [name for name in missing if not name.startswith(("lm_head.", "training_heads."))]  # newer heads begin fresh
     assert not unexpected and not lost, (missing, unexpected)
     model.tie_weights()
+    return tokenizer, model
+
+
+def load_mean(folders: Sequence[Path]) -> tuple[PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration]:
+    """Load the model of a stage, with its training heads, or the mean of the weights of several."""
+    (tokenizer, model), *others = map(load_training, folders)
+    with torch.no_grad():
+        for weights in zip(model.parameters(), *(other.parameters() for _, other in others), strict=True):
+            weights[0].copy_(torch.stack(weights).mean(0))
     return tokenizer, model
 
 

@@ -8,7 +8,6 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from qzoom_agent.geometry import Box
 from qzoom_agent.report.look import MAX_CROPS, compared, render_look, verdict, write_look
 from qzoom_agent.trace import PerceptionRecord
 from qzoom_agent.views import ViewStore
+from tests.report.pages import Page
 
 FOUND: dict[str, Any] = {
     "score": 0.83, "threshold": 0.5, "heat": [[0, 0.1, 0], [0, 0.9, 0.4]], "cutoff": 0.2, "route": "zoom",
@@ -49,35 +49,6 @@ def html(found: PerceptionRecord, *, question: str = "Which code?", model: str =
     return render_look(found, seen(), question, model)
 
 
-class Page(HTMLParser):
-    """The tags of a page with their attributes, and its text without style and script."""
-
-    def __init__(self, source: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.style = ""
-        self._inside = ""
-        self.feed(source)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        self._inside = tag
-
-    def handle_endtag(self, tag: str) -> None:
-        self._inside = ""
-
-    def handle_data(self, data: str) -> None:
-        if self._inside == "style":
-            self.style += data
-        elif self._inside != "script":
-            self.text += data
-
-    def having(self, cls: str) -> list[dict[str, str | None]]:
-        return [attrs for _, attrs in self.tags if cls in (attrs.get("class") or "").split()]
-
-
 # ---- the page ------------------------------------------------------------------------------------------------------
 
 
@@ -90,12 +61,12 @@ def test_the_page_says_what_was_found() -> None:
     ):  # fmt: skip
         assert part in page.text, part
     assert [mark["href"] for mark in page.having("served")] == ["#turn-1"]
-    assert ".m0{left:33.250%;top:50.000%;width:66.750%;height:50.000%}" in page.style
+    assert ".m0{left:33.250%;top:50.000%;width:66.750%;height:50.000%}" in page.inline["style"]
 
 
 def test_the_dial_is_hidden_until_a_script_can_follow_it_and_the_switch_is_not() -> None:
     page = Page(html(record()))
-    inputs = {attrs["id"]: attrs for tag, attrs in page.tags if tag == "input"}
+    inputs = {attrs["id"]: attrs for attrs in page.attributes("input")}
     assert inputs["warmth"]["type"] == "checkbox" and "checked" in inputs["warmth"]
     assert inputs["opacity"]["type"] == "range" and "hidden" in page.having("dial")[0]
     assert not Page(html(record(heat=[]))).having("dial")
@@ -155,7 +126,9 @@ def test_many_boxes_are_drawn_and_counted_but_not_all_cut_out() -> None:
 )
 def test_any_numbers_make_a_page(numbers: dict[str, Any]) -> None:
     page = Page(html(record(**numbers)))
-    places = re.findall(r"\.m\d+\{left:([\d.]+)%;top:([\d.]+)%;width:([\d.]+)%;height:([\d.]+)%\}", page.style)
+    places = re.findall(
+        r"\.m\d+\{left:([\d.]+)%;top:([\d.]+)%;width:([\d.]+)%;height:([\d.]+)%\}", page.inline["style"]
+    )
     assert len(places) == len(page.having("served"))
 
 

@@ -117,6 +117,11 @@ def _vision(model_type: str = "", **more: Any) -> Parts:
     }
 
 
+def _ids(ids: dict[str, int], end: str = "_id") -> Parts:
+    """Return the ids of all tokens as keys of a config."""
+    return {name + end: one for name, one in ids.items()}
+
+
 def _pil(module: str, name: str, **arguments: Any) -> Any:
     found = import_module(f"transformers.models.{module}.image_processing_pil_{module}")
     return getattr(found, name)(**arguments)
@@ -147,10 +152,7 @@ def _qwen(model_type: str, processor: str, patch: int, text: str, vision: Parts,
             config=lambda tokenizer, ids: {
                 "text_config": _text(tokenizer, text, **more),
                 "vision_config": {"depth": 2, "num_heads": 2, "initializer_range": 0.2, "patch_size": patch, **vision},
-                "image_token_id": ids["image_token"],
-                "video_token_id": ids["video_token"],
-                "vision_start_token_id": ids["vision_start_token"],
-                "vision_end_token_id": ids["vision_end_token"],
+                **_ids(ids),
             },
             images=_pil("qwen2_vl", "Qwen2VLImageProcessorPil", patch_size=patch),
             processor=processor,
@@ -164,10 +166,10 @@ def _glm4v(folder: Path) -> Path:
     tokens = {
         "image_token": "<|image|>",
         "video_token": "<|video|>",
-        "image_start": "<|begin_of_image|>",
-        "image_end": "<|end_of_image|>",
-        "video_start": "<|begin_of_video|>",
-        "video_end": "<|end_of_video|>",
+        "image_start_token": "<|begin_of_image|>",
+        "image_end_token": "<|end_of_image|>",
+        "video_start_token": "<|begin_of_video|>",
+        "video_end_token": "<|end_of_video|>",
     }
     return _save(
         folder,
@@ -175,22 +177,8 @@ def _glm4v(folder: Path) -> Path:
         tokens,
         config=lambda tokenizer, ids: {
             "text_config": _text(tokenizer, "glm4v_text", **_mrope(partial_rotary_factor=1.0)),
-            "vision_config": {
-                "depth": 2,
-                "hidden_size": 32,
-                "intermediate_size": 48,
-                "out_hidden_size": 32,
-                "num_heads": 2,
-                "image_size": SIDE,
-                "patch_size": 14,
-                "initializer_range": 0.2,
-            },
-            "image_token_id": ids["image_token"],
-            "video_token_id": ids["video_token"],
-            "image_start_token_id": ids["image_start"],
-            "image_end_token_id": ids["image_end"],
-            "video_start_token_id": ids["video_start"],
-            "video_end_token_id": ids["video_end"],
+            "vision_config": {"depth": 2, "out_hidden_size": 32, "num_heads": 2, **_vision()},
+            **_ids(ids),
         },
         images=_pil("glm4v", "Glm4vImageProcessorPil"),
         processor="Glm4vProcessor",
@@ -198,14 +186,15 @@ def _glm4v(folder: Path) -> Path:
     )
 
 
-def _llava_next(folder: Path) -> Path:
+def llava_next(folder: Path, **text: Any) -> Path:
+    """Save a LLaVA-NeXT whose text config has these settings too."""
     pinpoints = [[SIDE, 2 * SIDE], [2 * SIDE, SIDE], [2 * SIDE, 2 * SIDE]]
     return _save(
         folder,
         "llava_next",
         {"image_token": "<image>"},
         config=lambda tokenizer, ids: {
-            "text_config": _text(tokenizer, "llama"),
+            "text_config": _text(tokenizer, "llama", **text),
             "vision_config": _vision("clip_vision_model"),
             "image_token_index": ids["image_token"],
             "image_grid_pinpoints": pinpoints,
@@ -234,8 +223,7 @@ def _llava_onevision(folder: Path) -> Path:
         config=lambda tokenizer, ids: {
             "text_config": _text(tokenizer, "qwen2"),
             "vision_config": _vision("siglip_vision_model", vision_use_head=False),
-            "image_token_index": ids["image_token"],
-            "video_token_index": ids["video_token"],
+            **_ids(ids, "_index"),
             "image_grid_pinpoints": pinpoints,
             "vision_feature_layer": -1,
             "vision_feature_select_strategy": "full",
@@ -315,9 +303,7 @@ def _gemma3(folder: Path) -> Path:
             "text_config": _text(tokenizer, "gemma3_text", sliding_window=8, query_pre_attn_scalar=8),
             "vision_config": _vision("siglip_vision_model", vision_use_head=False),
             "mm_tokens_per_image": 4,
-            "boi_token_index": ids["boi_token"],
-            "eoi_token_index": ids["eoi_token"],
-            "image_token_index": ids["image_token"],
+            **_ids(ids, "_index"),
             "initializer_range": 0.2,
         },
         images=_pil("gemma3", "Gemma3ImageProcessorPil", size=_square()),
@@ -357,20 +343,13 @@ def gemma4(folder: Path, **more: Any) -> Path:
                 },
             ),
             "vision_config": {
-                "hidden_size": 32,
-                "intermediate_size": 48,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 2,
+                **_vision(initializer_range=0.02),
                 "num_key_value_heads": 2,
                 "head_dim": 16,
                 "patch_size": 16,
             },
             "audio_config": None,
-            "image_token_id": ids["image_token"],
-            "boi_token_id": ids["boi_token"],
-            "eoi_token_id": ids["eoi_token"],
-            "audio_token_id": ids["audio_token"],
-            "video_token_id": ids["video_token"],
+            **_ids(ids),
             "initializer_range": 0.2,
         },
         images=_pil("gemma4", "Gemma4ImageProcessorPil", max_soft_tokens=70),
@@ -380,44 +359,30 @@ def gemma4(folder: Path, **more: Any) -> Path:
     )
 
 
-def _mistral3(folder: Path) -> Path:
-    return _save(
-        folder,
-        "mistral3",
-        {"image_token": "[IMG]", "image_break_token": "[IMG_BREAK]", "image_end_token": "[IMG_END]"},
-        config=lambda tokenizer, ids: {
-            "text_config": _text(tokenizer, "mistral", sliding_window=None),
-            "vision_config": _vision("pixtral", image_size=4 * SIDE, head_dim=16),
-            "image_token_index": ids["image_token"],
-            "spatial_merge_size": 2,
-            "vision_feature_layer": -1,
-        },
-        images=_pil("pixtral", "PixtralImageProcessorPil", patch_size=28, size={"longest_edge": 4 * SIDE}),
-        processor="PixtralProcessor",
-        mark="[IMG]",
-        patch_size=14,
-        spatial_merge_size=2,
-    )
+def _mistral(model_type: str, patch: int, *, merged: Parts, **config: Any) -> Any:
+    """Return a builder of a model with Pixtral's vision encoder; `merged` says how its patches are merged."""
 
+    def save(folder: Path) -> Path:
+        return _save(
+            folder,
+            model_type,
+            {"image_token": "[IMG]", "image_break_token": "[IMG_BREAK]", "image_end_token": "[IMG_END]"},
+            config=lambda tokenizer, ids: {
+                "text_config": _text(tokenizer, "mistral", sliding_window=None),
+                "vision_config": _vision("pixtral", image_size=4 * SIDE, head_dim=16),
+                "image_token_index": ids["image_token"],
+                "vision_feature_layer": -1,
+                **merged,
+                **config,
+            },
+            images=_pil("pixtral", "PixtralImageProcessorPil", patch_size=patch, size={"longest_edge": 4 * SIDE}),
+            processor="PixtralProcessor",
+            mark="[IMG]",
+            patch_size=14,
+            **merged,
+        )
 
-def _pixtral(folder: Path) -> Path:
-    return _save(
-        folder,
-        "llava",
-        {"image_token": "[IMG]", "image_break_token": "[IMG_BREAK]", "image_end_token": "[IMG_END]"},
-        config=lambda tokenizer, ids: {
-            "text_config": _text(tokenizer, "mistral", sliding_window=None),
-            "vision_config": _vision("pixtral", image_size=4 * SIDE, head_dim=16),
-            "image_token_index": ids["image_token"],
-            "vision_feature_layer": -1,
-            "vision_feature_select_strategy": "full",
-            "image_seq_length": 1,
-        },
-        images=_pil("pixtral", "PixtralImageProcessorPil", patch_size=14, size={"longest_edge": 4 * SIDE}),
-        processor="PixtralProcessor",
-        mark="[IMG]",
-        patch_size=14,
-    )
+    return save
 
 
 def _paligemma(template: str | None) -> Any:
@@ -468,7 +433,7 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
     ),
     "qwen3_5": _qwen("qwen3_5", "Qwen3VLProcessor", 16, "qwen3_5_text", _QWEN3_VISION, **_QWEN3_5),
     "glm4v": _glm4v,
-    "llava_next": _llava_next,
+    "llava_next": llava_next,
     "llava_onevision": _llava_onevision,
     "internvl": _internvl,
     "idefics3": _idefics("idefics3", "Idefics3ImageProcessorPil", "Idefics3Processor"),
@@ -476,8 +441,8 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
     "gemma3": _gemma3,
     "gemma4": gemma4,
     "gemma4_bidirectional": lambda folder: gemma4(folder, use_bidirectional_attention="vision"),
-    "mistral3": _mistral3,
-    "pixtral": _pixtral,
+    "mistral3": _mistral("mistral3", 28, merged={"spatial_merge_size": 2}),
+    "pixtral": _mistral("llava", 14, merged={}, vision_feature_select_strategy="full", image_seq_length=1),
     "paligemma": _paligemma(""),
     "paligemma_without_template": _paligemma(None),
 }

@@ -5,14 +5,16 @@ BPE trained on a few sentences, with the special tokens of the Qwen family or th
 own chat template, which writes results of tools into a user turn; Qwen2.5-VL has one that knows nothing of tools.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 import transformers
 from packaging.version import Version
+from PIL import Image
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     CLIPVisionConfig,
@@ -232,3 +234,12 @@ def _llava(tokenizer: PreTrainedTokenizerFast, layers: int, hidden: int, folder:
 
 def _save(model: PreTrainedModel, folder: Path) -> None:
     model.eval().save_pretrained(folder)
+
+
+def noise(sizes: Mapping[str, tuple[int, int]], *, unit: int = 1, seed: int = 7) -> dict[str, Image.Image]:
+    """Return views of noise; `sizes` are width and height in units of so many pixels."""
+    random = np.random.default_rng(seed)
+    return {
+        name: Image.fromarray(random.integers(0, 255, (unit * high, unit * wide, 3), dtype=np.uint8))
+        for name, (wide, high) in sizes.items()
+    }

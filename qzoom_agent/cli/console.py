@@ -11,6 +11,7 @@ import math
 import os
 import shlex
 import sys
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from time import monotonic
@@ -40,11 +41,20 @@ def opening(file: Path) -> str:
 def table(rows: Sequence[Sequence[str]], *, header: Sequence[str] | None = None) -> list[str]:
     """Return lines with the columns padded to the same width; cells are `printable`."""
     every = [[printable(cell) for cell in row] for row in ([header, *rows] if header else rows)]
-    widths = [max(len(row[i]) for row in every) for i in range(len(every[0]))] if every else []
-    lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in every]
+    widths = [max(_cells(row[i]) for row in every) for i in range(len(every[0]))] if every else []
+    lines = [
+        "  ".join(cell + " " * (width - _cells(cell)) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in every
+    ]
     if header:
         lines.insert(1, "  ".join("-" * width for width in widths))
     return lines
+
+
+def _cells(text: str) -> int:
+    """Return how many cells of a terminal a text takes: two for a wide character, none for a mark on another."""
+    kinds = ((unicodedata.category(char), unicodedata.east_asian_width(char)) for char in text)
+    return sum(0 if category in ("Mn", "Me", "Cf") else 2 if width in "WF" else 1 for category, width in kinds)
 
 
 def print_table(rows: Sequence[Sequence[str]], *, header: Sequence[str] | None = None) -> None:
@@ -88,7 +98,8 @@ class Console:
                 self.line(text)
         elif last or monotonic() - self._drawn > 0.1:
             self._drawn = monotonic()
-            print(f"\r\x1b[K{text}", end="", file=self.stream, flush=True)
+            # Without wrapping, a terminal cuts what is wider than itself; a second row could not be redrawn.
+            print(f"\r\x1b[K\x1b[?7l{text}\x1b[?7h", end="", file=self.stream, flush=True)
             self._open = True
 
     def clear(self) -> None:

@@ -17,9 +17,14 @@ from typing import Final, NamedTuple
 
 CJK: Final = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"
 """Scripts whose words no spaces part: each of these characters is a token of its own."""
+FULL_WIDTH: Final = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: 0x20}
+"""Plain signs, digits and letters for full-width ones."""
+WIDE: Final = FULL_WIDTH | {0x2019: 0x27} | {0x24B6 + at: 0x41 + at for at in range(26)}
+"""The same, a straight apostrophe, and A for the letter A in a circle."""
 _SIGNS: Final = str.maketrans(
     dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe63\uff0d", "-")
     | {"\u00d7": "x", "\u2044": "/", "\u2215": "/", "\u00f7": "/", "\u2236": ":", "\u2032": "'", "\u2033": '"'}
+    | {"\u066a": "%", "\u066b": ".", "\u066c": ","}
     | {"\u2019": "'", "\u201c": " ", "\u201d": " ", "\u00ab": " ", "\u00bb": " ", "\u00ba": "\u00b0"}
 )
 _MARKS: Final = frozenset("\u00ae\u00a9\u2122|`\u00b4\u00a8")
@@ -46,6 +51,9 @@ _WORDS: Final = tuple(
         (r"(?<=\d)\s*(?:percent|per cent|pct)\b", "%"),
         (r"(?<=\d)\s*(?:us dollars?|dollars?|usd)\b|\b(?:usd|us\$)\s*(?=-?\d)", "$"),
         (r"(?<=\d)\s*(?:euros?|eur)\b|\beur\s*(?=-?\d)", "\u20ac"),
+        (r"(?<=\d)\s*\u5186(?!\w)", "\u00a5"),
+        (r"(?<=\d)\s*\uc6d0(?!\w)", "\u20a9"),
+        (r"\brs\.?\s*(?=-?\d)", "\u20b9"),
         (r"(?<=\d)\s*gbp\b|\bgbp\s*(?=-?\d)", "\u00a3"),
         (r"<=|=<", "\u2264"),
         (r">=|=>", "\u2265"),
@@ -56,10 +64,12 @@ _WORDS: Final = tuple(
 )
 _ARTICLE: Final = re.compile(rf"\s*(?:the\s+(?=[^\W_])|an?\s+(?=[^\W\d_{CJK}]{{2}}))")
 _LETTER: Final = rf"[^\W\d_{CJK}]"
+GROUPS: Final = r"(?<!\d)(?<!\d[ .,'])\d{1,3}(?:(?: \d{3})+|(?:'\d{3})+)(?:[.,]\d+)?(?![\d.,']*\d)"
+"""Pattern of a number whose thousands are parted by spaces or apostrophes."""
 _TOKEN: Final = re.compile(
     rf"(?P<date>(?<![\d/.-])\d{{1,4}}(?P<part>[-/.])\d{{1,2}}(?P=part)\d{{1,4}}(?![\d]|[-/.]\d))"
     r"|(?P<time>(?<![\d:])\d{1,2}(?::\d{2}){1,2}(?![\d:]))"
-    r"|(?P<number>(?<!\d)(?<!\d[ .,])\d{1,3}(?: \d{3})+(?:[.,]\d+)?(?![\d.,]*\d)|(?<!\d)\d{1,3}(?:'\d{3})+(?!\d)"
+    rf"|(?P<number>{GROUPS}"
     r"|\d+(?:[.,]\d+)*|(?<![\w.])\.\d+)"
     rf"|(?P<word>{_LETTER}+(?:\d+(?:\.\d+)*{_LETTER}*)*)"
     rf"|(?P<script>[{CJK}])"
@@ -68,7 +78,7 @@ _TOKEN: Final = re.compile(
 _WHOLE_GROUPS: Final = re.compile(r"[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?|[1-9]\d?(?:,\d{2})+,\d{3}(?:\.\d+)?")
 _POINT_GROUPS: Final = re.compile(r"[1-9]\d{0,2}(?:\.\d{3})+,\d+|[1-9]\d{0,2}(?:\.\d{3}){2,}")
 _FIGURES: Final = frozenset({"date", "time", "number"})
-_UNITS: Final = re.compile(r"[%\u2030$\u00a2-\u00a5\u20a0-\u20cf]")
+_UNITS: Final = re.compile(r"[%\u2030$\u00a2-\u00a5\u20a0-\u20cf\u5143]")
 _DECIMAL: Final = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?")
 _NEAR: Final = 8
 LONGEST: Final = 10_000
@@ -100,6 +110,8 @@ def normalise(text: str) -> str:
             found.insert(-1, token)  # $-5 is -$5
         elif before is not None and before.kind in _FIGURES and _currency(token.text) and not _priced(found):
             found.insert(-1, token)  # 5 $ is $5
+        elif before is not None and before.text == "%" and token.kind in _FIGURES and not _figure_before(found):
+            found.insert(-1, token)  # %5 is 5%
         elif before is not None and before.kind in _FIGURES and token.kind in _FIGURES:
             found += [Token("sign", " ", token.start, token.start), token]  # 1 2 is not 12
         elif before is not None and before.text == "-" and token.text == "0":
@@ -190,7 +202,7 @@ def written(text: str) -> str:
             text = pattern.sub(plain, text)
     if len(text) > 2 and text[0] == text[-1] and text[0] in "$\"'`":
         text = text[1:-1].strip()
-    text = _BITS.sub(r"\1bit", _MEGA.sub(r"\1mega", text)).casefold()
+    text = _BITS.sub(r"\1bit", _MEGA.sub(r"\1mega", text)).casefold().replace("i\u0307", "i")  # of the Turkish \u0130
     for pattern, sign in _WORDS:
         text = pattern.sub(sign, text)
     return text
@@ -256,6 +268,11 @@ def _dash(form: str, at: int, last: Token | None) -> str:
     if before.isalnum() and not after.isalnum() and last is not None:
         return "-" if last.kind in _FIGURES or len(last.text) <= 2 else ""
     return ""
+
+
+def _figure_before(found: Sequence[Token]) -> bool:
+    """Return True if the last sign stands after a figure."""
+    return len(found) > 1 and found[-2].kind in _FIGURES
 
 
 def _priced(found: Sequence[Token]) -> bool:

@@ -4,12 +4,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from qzoom_agent.data.answers import matching
+from qzoom_agent.data.answers import CJK, WIDE, matching
 from qzoom_agent.data.columns import items, text, written
 from qzoom_agent.errors import ConfigError
 
-_LABEL: Final = re.compile(r"\s*(?:\(([A-Za-z]|\d{1,2})\)|([A-Za-z]|\d{1,2})[.):])\s*(?=\S)")
-_MARK: Final = re.compile(r"(?:^|(?<=\s))(?:\(([A-H])\)|([A-H])[.):])[ \t]*")
+# Of a text in plain signs (`WIDE`), which has as many characters as the text itself.
+_LABEL: Final = re.compile(r"\s*(?:\(([A-Za-z]|\d{1,2})\)|([A-Za-z]|\d{1,2})[.):、])\s*(?=\S)")
+_MARK: Final = re.compile(rf"(?:(?:^|(?<=[\s?:;,{CJK}]))\(([A-H])\)|(?:^|(?<=\s))([A-H])[.):、])[ \t]*")
 _MOST: Final = 26
 
 
@@ -37,7 +38,7 @@ def inline_options(text: str) -> tuple[str, ...]:
     ('red', 'dark blue')
     """
     marks: list[re.Match[str]] = []
-    for mark in _MARK.finditer(text):
+    for mark in _MARK.finditer(text.translate(WIDE)):
         if (mark[1] or mark[2]) == letter(len(marks)):
             marks.append(mark)
     if len(marks) < 2:
@@ -48,7 +49,7 @@ def inline_options(text: str) -> tuple[str, ...]:
 
 def bare(option: str) -> str:
     """Return an option without the letter before it: "(A) red" is red."""
-    mark = _MARK.match(option.strip())
+    mark = _MARK.match(option.strip().translate(WIDE))
     return option.strip()[mark.end() :] if mark else option.strip()
 
 
@@ -98,11 +99,11 @@ def gold_letter(gold: object, options: Options) -> str | None:
 
 def _by_label(said: str, labels: Sequence[str], texts: Sequence[str]) -> list[int]:
     """Return the option whose label stands alone, in brackets or with a point, or before its text."""
-    keys = [label.casefold() for label in labels]
-    alone = said.strip("(). :").casefold()
+    keys = [label.translate(WIDE).casefold() for label in labels]
+    alone = said.translate(WIDE).strip("(). :、").casefold()
     if alone in keys:
         return [keys.index(alone)]
-    mark = _LABEL.match(said)
+    mark = _LABEL.match(said.translate(WIDE))
     key = (mark[1] or mark[2]).casefold() if mark else ""
     if mark is None or key not in keys or not matching(said[mark.end() :], texts[keys.index(key) :][:1]):
         return []
@@ -119,7 +120,7 @@ def _place(gold: object, said: str, choice: Options) -> int | None:
 
 
 def _unlabelled(options: Sequence[str]) -> Options:
-    marks = [_LABEL.match(option) for option in options]
+    marks = [_LABEL.match(option.translate(WIDE)) for option in options]
     labels = [(mark[1] or mark[2]).upper() for mark in marks if mark]
     counted = [str(at + 1) for at in range(len(options))]
     if len(options) < 2 or labels not in ([letter(at) for at in range(len(options))], counted):

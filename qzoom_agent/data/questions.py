@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from PIL import Image
 
+from qzoom_agent.data.answers import WIDE
 from qzoom_agent.data.columns import BoxColumn, Columns, id_text, is_empty, items, text, value, written
 from qzoom_agent.data.options import Options, gold_letter, inline_options, letter, listed, read_options
 from qzoom_agent.data.samples import Sample
@@ -94,9 +95,10 @@ def read_question(row: Mapping[str, Any], columns: Columns, *, answered: bool = 
     # Of several questions the first is asked, whose answer is the first.
     golds = _golds(found)[:1] if several else (*_golds(found), *_golds(columns.cell(row, "answers"), listed=True))
     inline = False
-    if not options.texts and golds and len({str(gold).strip("(). ").upper() for gold in golds}) == 1:
+    named = {str(gold).translate(WIDE).strip("(). ").upper() for gold in golds}
+    if not options.texts and len(named) == 1:
         own = inline_options(question)
-        inline = bool(own) and str(golds[0]).strip("(). ").upper() in map(letter, range(len(own)))
+        inline = bool(own) and named <= set(map(letter, range(len(own))))
         options = Options(own) if inline else options
     if not golds and answered:
         raise ConfigError("there is neither an answer nor answers")

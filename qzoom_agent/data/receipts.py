@@ -10,6 +10,7 @@ training and evaluation never share a receipt; one that is there twice counts as
 """
 
 import json
+from codecs import BOM_UTF8
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,7 +103,7 @@ def read_receipts(folder: Path, split: str = "test") -> list[Receipt]:
     if places is None:
         raise ConfigError(f"Receipts have no split {split!r}. The splits are {', '.join(SPLITS)}.")
     try:
-        rows = [row for row in index.read_bytes().splitlines() if row.strip()]
+        rows = [row for row in index.read_bytes().removeprefix(BOM_UTF8).splitlines() if row.strip()]
     except OSError as error:
         raise ConfigError(f"Cannot read {index}: {error.strerror}. Give a folder with {INDEX}.") from None
     every = [_receipt(index, number, row) for number, row in enumerate(rows)]

@@ -265,13 +265,7 @@ class ChatClient:
 
     async def _refused(self, response: httpx.Response, *, key: bool) -> _Failed:
         """Return the error of a reply whose status is none of success."""
-        status, said = response.status_code, bytearray()
-        with suppress(TimeoutError, UnusableReply, httpx.HTTPError):  # the beginning of a body will do
-            async with asyncio.timeout(_GRACE):
-                async for chunk in _body(response):
-                    said += chunk
-                    if len(said) > _MOST_OF_AN_ERROR:
-                        break
+        status, said = response.status_code, await _beginning(response)
         try:
             text = message_of(json.loads(said))
         except (ValueError, RecursionError):
@@ -346,6 +340,18 @@ def base_url(url: str) -> str:
 
 def _body(response: httpx.Response) -> AsyncIterator[bytes]:
     return unpacked(response.aiter_raw(), response.headers.get("Content-Encoding", ""))
+
+
+async def _beginning(response: httpx.Response) -> bytearray:
+    """Return as much of the body of an error as comes soon, and tells what is wrong."""
+    said = bytearray()
+    with suppress(TimeoutError, UnusableReply, httpx.HTTPError):
+        async with asyncio.timeout(_GRACE):
+            async for chunk in _body(response):
+                said += chunk
+                if len(said) > _MOST_OF_AN_ERROR:
+                    break
+    return said
 
 
 def _key(value: str, name: str) -> str:

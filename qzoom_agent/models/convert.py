@@ -132,18 +132,7 @@ def to_checkpoint(source: str, target: Path | str, *, base: str | None = None, f
             shutil.copyfile(path, target / path.name)
             files.append(target / path.name)
     settings = json.loads((home / "config.json").read_text(encoding="utf-8"))
-    notes = []
-    if branches.further is not None:
-        notes.append("The published code looks once: the branches of further looks are left out.")
-    rule = {name: getattr(branches.config, name) for name in _RULE}
-    lost = [f"{key}={value}" for key, value in rule.items() if value != BranchConfig.model_fields[key].default]
-    if branches.sdrpn is not None and lost:
-        notes.append(
-            f"The published code crops one tight box around the cells above roi_conf_thresh, here "
-            f"{branches.config.threshold:g}, and knows none of {', '.join(lost)}: its crops differ from ours. For a "
-            "threshold that suits it, first run `qzoom calibrate` with peak_share: null, blur: fixed, margin: 0 and "
-            "box: null."
-        )
+    notes = _left_out(branches)
     if "text_config" in settings and family is QWEN2_5_VL:
         notes.append(
             "The base's config has a text_config, which the transformers release that the published code is written "
@@ -156,6 +145,22 @@ def to_checkpoint(source: str, target: Path | str, *, base: str | None = None, f
     (target / "config.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
     before, after = (branch_folder(source) / WEIGHTS).stat().st_size, sum(value.nbytes for value in extra.values())
     return Converted([*files, target / "config.json"], before, after, notes)
+
+
+def _left_out(branches: Branches) -> list[str]:
+    """Return what the published code does not know of these branches."""
+    notes, config = [], branches.config
+    if branches.further is not None:
+        notes.append("The published code looks once: the branches of further looks are left out.")
+    rule = {name: getattr(config, name) for name in _RULE}
+    lost = [f"{key}={value}" for key, value in rule.items() if value != BranchConfig.model_fields[key].default]
+    if branches.sdrpn is not None and lost:
+        notes.append(
+            f"The published code crops one tight box around the cells above roi_conf_thresh, here {config.threshold:g},"
+            f" and knows none of {', '.join(lost)}: its crops differ from ours. For a threshold that suits it, first "
+            "run `qzoom calibrate` with peak_share: null, blur: fixed, margin: 0 and box: null."
+        )
+    return notes
 
 
 def _base_of(source: str, base: str | None) -> str:

@@ -19,6 +19,7 @@ from qzoom_agent.models.interface import SamplingParams
 from qzoom_agent.models.stock import StockBackend, compare, distance, stock_inputs, tolerance
 from qzoom_agent.perception.adapters import TILED
 from qzoom_agent.views import ViewStore
+from qzoom_agent.zoom.zoom import ZoomConfig
 
 _NEW_TOKENS = 32
 Verdict = Literal["ok", "note", "bad"]
@@ -105,12 +106,7 @@ def look_and_zoom(backend: HFBackend, store: ViewStore, asked: list[Message]) ->
     (record,) = looked.look(asked, options=PerceptionConfig(), map_always=True)
     score = "no gate" if record.score is None else f"gate {record.score:.3f} of {record.threshold:.3f}"
     yield Finding("look", f"{score}, {len(record.boxes)} boxes, {record.seconds:.2f} s")
-    store.add_crop(
-        Box(300, 200, 700, 500),
-        factor=backend.defaults.factor,
-        min_tokens=backend.defaults.crop_min_tokens,
-        max_tokens=backend.defaults.crop_max_tokens,
-    )
+    store.add_crop(Box(300, 200, 700, 500), **ZoomConfig.of(backend.defaults).budget)
     zoomed = [message("user", image_part("coarse"), image_part("crop1"), "What is printed in the image?")]
     settings = SamplingParams(max_new_tokens=1)
     replies = [session.reply(zoomed, settings=settings) for session in (looked, whole)]

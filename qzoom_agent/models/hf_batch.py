@@ -17,20 +17,19 @@ tokens, hidden); keys and values (rows, heads, tokens, width); valid (rows, colu
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from time import perf_counter
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Unpack, cast
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers import DynamicCache
 
-from qzoom_agent.config import PerceptionConfig
 from qzoom_agent.errors import BackendError
 from qzoom_agent.messages import Message
 from qzoom_agent.models.hf import MASKED_KERNELS, HFBackend
 from qzoom_agent.models.hf_generation import GeneratedTurn, GenerationRequest, Prepared, write_turns
 from qzoom_agent.models.hf_session import HFSession, closed_on_error
-from qzoom_agent.models.interface import Reply
+from qzoom_agent.models.interface import LookOptions, Reply
 from qzoom_agent.models.prompts import Prompt
 from qzoom_agent.perception.caches import copied, joined, recurrent
 from qzoom_agent.perception.decoder import Decoder, Embedded, Prefill, Rotaries
@@ -76,21 +75,16 @@ class BatchEngine:
         sessions: Sequence[HFSession],
         conversations: Sequence[Sequence[Message]],
         *,
-        options: PerceptionConfig,
-        map_always: bool = False,
-        further: bool = False,
         prepared: Sequence[Prepared | None] | None = None,
+        **how: Unpack[LookOptions],
     ) -> list[list[PerceptionRecord]]:
         """Run `HFSession.look` on many sessions; `seconds` of a record is the row's share of the batch.
 
         `prepared` holds the conversations as `HFSession.prepare` returned them, if it was called.
         """
         if self._decoder.recurrent:
-            return [
-                session.look(talk, options=options, map_always=map_always, further=further)
-                for session, talk in zip(sessions, conversations, strict=True)
-            ]
-        began = perf_counter()
+            return [session.look(talk, **how) for session, talk in zip(sessions, conversations, strict=True)]
+        began, options, further = perf_counter(), how["options"], how.get("further", False)
         with closed_on_error(sessions):
             found_ready = [
                 one.prepare_look(talk, further=further, ready=each)
@@ -120,9 +114,7 @@ class BatchEngine:
                     for session, one, start in zip(sessions, ready, starts, strict=True)
                 ],
                 starts=starts,
-                options=options,
-                map_always=map_always,
-                further=further,
+                **how,
             )
             for session, one in zip(sessions, ready, strict=True):
                 session.held, session.lean = one.prompt, options.lean

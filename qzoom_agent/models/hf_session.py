@@ -17,7 +17,7 @@ from copy import copy
 from dataclasses import dataclass
 from itertools import pairwise
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack, cast
 
 import torch
 from PIL import Image
@@ -31,7 +31,7 @@ from qzoom_agent.geometry import Size
 from qzoom_agent.images import digest
 from qzoom_agent.messages import Message, view_ids
 from qzoom_agent.models.hf_generation import GenerationRequest, Prepared, write_turns
-from qzoom_agent.models.interface import TOO_LONG, ImageSource, OnText, Reply, SamplingParams
+from qzoom_agent.models.interface import TOO_LONG, ImageSource, LookOptions, OnText, Reply, SamplingParams
 from qzoom_agent.models.prompts import EncodedTurn, ImageSpan, Prompt, fit
 from qzoom_agent.perception.adapters import (
     TILED,
@@ -163,15 +163,8 @@ class HFSession:
         self._read, self._ahead, self._grids = {}, {}, {}
         self._forget()
 
-    def look(
-        self,
-        messages: Sequence[Message],
-        *,
-        options: PerceptionConfig,
-        map_always: bool = False,
-        further: bool = False,
-    ) -> list[PerceptionRecord]:
-        began = perf_counter()
+    def look(self, messages: Sequence[Message], **how: Unpack[LookOptions]) -> list[PerceptionRecord]:
+        began, options, further = perf_counter(), how["options"], how.get("further", False)
         with torch.inference_mode(), closed_on_error([self]):
             ready, branches = self.prepare_look(messages, further=further)
             decoder, prompt = Decoder(self._model), ready.prompt
@@ -185,9 +178,7 @@ class HFSession:
                 rotary=decoder.rotary(hidden, ready.positions),
                 mask=decoder.mask(hidden, visual=prefill.visual),
                 images=[self.searched(prompt, branches.config, further=further)],
-                options=options,
-                map_always=map_always,
-                further=further,
+                **how,
             )
             self.held, self.lean = prompt, options.lean
         return self.records(prompt, found, branches.config, options, work=work, seconds=perf_counter() - began)

@@ -8,7 +8,7 @@ A reply depends only on the messages, the settings and the weights, never on oth
 """
 
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol, runtime_checkable
+from typing import Final, Protocol, Required, TypedDict, Unpack, runtime_checkable
 
 from PIL import Image
 from pydantic import BaseModel, Field
@@ -51,27 +51,26 @@ class SamplingParams(BaseModel, frozen=True, extra="forbid"):
     """False: the native tools stay in the prompt, but none may be called in this turn."""
 
 
+class LookOptions(TypedDict, total=False):
+    """How a session looks."""
+
+    options: Required[PerceptionConfig]
+    """Rules of the gate and the map."""
+    map_always: bool
+    """Make the map even if the gate says that it is not needed."""
+    further: bool
+    """The conversation shows crops of earlier looks: ask the branches of further looks, which a model has if its
+    records say `further`. What earlier looks have computed is not computed again."""
+
+
 @runtime_checkable
 class PerceivingSession(Protocol):
     """A session of a model with branches. After a look, `reply` continues from where the coarse pass stopped."""
 
-    def look(
-        self,
-        messages: Sequence[Message],
-        *,
-        options: PerceptionConfig,
-        map_always: bool = False,
-        further: bool = False,
-    ) -> list[PerceptionRecord]:
+    def look(self, messages: Sequence[Message], **how: Unpack[LookOptions]) -> list[PerceptionRecord]:
         """Look at a whole conversation; return a record for each of its views, in order.
 
         Boxes and extent of a record are in shown pixels of its `view`.
-
-        Args:
-            options: rules of the gate and the map.
-            map_always: make the map even if the gate says that it is not needed.
-            further: the conversation shows crops of earlier looks: ask the branches of further looks, which a model
-                has if its records say `further`. What earlier looks have computed is not computed again.
 
         Raises:
             BackendError: there is no image in the conversation, or the model cannot be run on it.

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Condition
 from time import monotonic, perf_counter, thread_time
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, TypeVar, Unpack, cast
 
 import torch
 
@@ -25,7 +25,7 @@ from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.hf_batch import BatchEngine
 from qzoom_agent.models.hf_generation import GenerationRequest, TextListener
 from qzoom_agent.models.hf_session import HFSession, encode_read
-from qzoom_agent.models.interface import ImageSource, OnText, Reply, SamplingParams
+from qzoom_agent.models.interface import ImageSource, LookOptions, OnText, Reply, SamplingParams
 from qzoom_agent.trace import PerceptionRecord
 
 T = TypeVar("T")
@@ -195,15 +195,7 @@ class QueuedSession:
         self._queue, self._session, self._owner, self._order = queue, session, owner, order
         self._prepare = prepare
 
-    def look(
-        self,
-        messages: Sequence[Message],
-        *,
-        options: PerceptionConfig,
-        map_always: bool = False,
-        further: bool = False,
-    ) -> list[PerceptionRecord]:
-        how = {"options": options, "map_always": map_always, "further": further}
+    def look(self, messages: Sequence[Message], **how: Unpack[LookOptions]) -> list[PerceptionRecord]:
         return cast(list[PerceptionRecord], self._ask(messages, **how))
 
     def place(self, view: str, *, source: str, cells: tuple[float, float, float, float]) -> None:

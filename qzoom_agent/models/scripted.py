@@ -11,12 +11,13 @@ from copy import deepcopy
 from itertools import takewhile
 from operator import eq
 from threading import Lock
+from typing import Unpack
 
-from qzoom_agent.config import PerceptionConfig, ViewBudget
+from qzoom_agent.config import ViewBudget
 from qzoom_agent.errors import BackendError
 from qzoom_agent.geometry import tokens
 from qzoom_agent.messages import Message
-from qzoom_agent.models.interface import ImageSource, OnText, Reply, SamplingParams, Session
+from qzoom_agent.models.interface import ImageSource, LookOptions, OnText, Reply, SamplingParams, Session
 from qzoom_agent.models.presets import NANO_BUDGET
 from qzoom_agent.trace import PerceptionRecord
 
@@ -82,14 +83,7 @@ class _ScriptedSession:
         self._held: list[Message] = []
         self.places: dict[str, tuple[str, tuple[float, float, float, float]]] = {}
 
-    def look(
-        self,
-        messages: Sequence[Message],
-        *,
-        options: PerceptionConfig,
-        map_always: bool = False,
-        further: bool = False,
-    ) -> list[PerceptionRecord]:
+    def look(self, messages: Sequence[Message], **how: Unpack[LookOptions]) -> list[PerceptionRecord]:
         if self._backend.looks is None:
             raise BackendError("The scripted backend cannot look. Give it `looks`, a function that returns records.")
         return self._backend.looks(deepcopy(list(messages)))

@@ -38,6 +38,8 @@ _ORIGINS = (("x", "y"), ("left", "top"), ("xmin", "ymin"), ("x1", "y1"), ("x0", 
 _CENTRES = (("cx", "cy"), ("centerx", "centery"), ("xcenter", "ycenter"))
 _JOINTS = ("size", "center", "origin")
 _SIDES = frozenset(name for names in (*_CORNERS, *_POINTS, *_SIZES, *_ORIGINS, *_CENTRES, _JOINTS) for name in names)
+_SIGNS = str.maketrans("\uff05\u066a\uff0e\u066b\u2212\uff0d\uff0b\uff1a\uff1d", "%%..--+:=")
+"""Plain signs for those of other scripts that decide what a number is and means."""
 _PLAIN = r"(?>\d+(?:\.\d*)?|\.\d+)(?>(?:[eE][-+]?\d{1,4})?)(?:\s?%)?(?!\w)"
 _NUMBER = re.compile(rf"(?:(?<![\w.%)\]])[-+])?(?<![\w.]){_PLAIN}")
 """A number that belongs to no word; a sign counts where it cannot be the hyphen between two numbers."""
@@ -67,7 +69,7 @@ class BoxReading(NamedTuple):
 
 def numbers_in(text: str) -> list[str]:
     """Return the decimal numbers in a text, in order, with a percent sign where one follows."""
-    return _NUMBER.findall(text)
+    return _NUMBER.findall(text.translate(_SIGNS))
 
 
 def box_key(arguments: Mapping[str, object]) -> str | None:
@@ -183,7 +185,7 @@ class _Reader:
 
     def number(self, value: object) -> float:
         if isinstance(value, str):
-            written = value.strip()
+            written = value.strip().translate(_SIGNS)
             if not _WHOLE.fullmatch(written):
                 raise _unreadable()
             self.notes.append("number read from a string")
@@ -227,6 +229,7 @@ class _Reader:
         return numbers
 
     def _from_text(self, text: str, key: str, depth: int) -> list[float]:
+        text = text.translate(_SIGNS)
         named = _NAMED.findall(text)
         named = named if len(named) >= 4 else _SPOKEN.findall(text)
         if len(named) >= 4:

@@ -274,7 +274,11 @@ def read_reply(
         return reply.parsed(thought=_joined(thought, outside(rest, calls)))
     if inside:
         return reply.parsed(thought=rest.strip())
-    free = _STRAY.sub("", rest).strip()
+    return _free_text(reply, thought, _STRAY.sub("", rest).strip(), mark)
+
+
+def _free_text(reply: ParsedReply, thought: str, free: str, mark: str | None) -> Parsed:
+    """Return the reading of a text without a call or a tagged answer: it, or what its box holds, is the answer."""
     boxed = _boxed(free)
     if not boxed and _EMPTY_BOX.search(free):
         left = _EMPTY_BOX.sub("", free).strip()

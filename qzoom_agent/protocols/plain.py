@@ -43,7 +43,7 @@ _TOOL = re.compile(
 """The head of a line that calls an own tool: up to the arguments or the end of the line, else with what follows."""
 _COUNTED = ("image", "picture", "photo", "page")
 _COLON = re.compile(r"[*_` ]{0,4}[:\uff1a]")
-_ANSWER = re.compile(r"[*_ ]{0,4}(?:final )?answer[*_ ]{0,4}:[*_]{0,4}", re.IGNORECASE)
+_ANSWER = re.compile(r"[*_ ]{0,4}(?:final )?answer[*_ ]{0,4}[:\uff1a][*_]{0,4}", re.IGNORECASE)
 _HOW = "Write a line ZOOM: x1, y1, x2, y2 with numbers from 0 to 1000."
 _OFFER = (
     "\n\nIf something in the image is too small to be sure, do not answer yet: reply with one line\n"

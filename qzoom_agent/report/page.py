@@ -15,7 +15,6 @@ import hashlib
 import io
 import math
 import re
-import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from importlib import resources
@@ -26,7 +25,7 @@ import PIL.Image
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from qzoom_agent.errors import TraceError
+from qzoom_agent.errors import TraceError, is_unseen
 from qzoom_agent.files import atomic_write
 from qzoom_agent.report.markdown import percent
 from qzoom_agent.report.overlay import MAX_SIDE, OPACITY, heat_image, heat_place
@@ -42,9 +41,6 @@ MAX_TEXT = 8_000
 _ORIGINAL_BYTES = 480_000
 # Everything but tab, newline and plain Latin is looked up, which keeps the common case fast.
 _UNUSUAL = re.compile("[^\\t\\n\\x20-\\x7e\\xa1-\\xac\\xae-\\u02ff]")
-_SPELLED = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
-# Joiners carry meaning in emoji and in several scripts and cannot reorder a line.
-_JOINERS = "\u200c\u200d"
 
 
 class ImageLink(str):
@@ -133,9 +129,7 @@ def legible(text: str) -> str:
     """Return `text` with control, direction and private characters written as [U+202E]."""
 
     def spell(match: re.Match[str]) -> str:
-        character = match[0]
-        unseen = unicodedata.category(character) in _SPELLED and character not in _JOINERS
-        return f"[U+{ord(character):04X}]" if unseen else character
+        return f"[U+{ord(match[0]):04X}]" if is_unseen(match[0]) else match[0]
 
     return _UNUSUAL.sub(spell, text)
 

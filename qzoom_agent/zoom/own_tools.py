@@ -165,13 +165,7 @@ def _as_tool(function: Any) -> BaseTool:
     hints, images, parameters, signature = _hints(function), list[str](), [], inspect.signature(function)
     for key, parameter in signature.parameters.items():
         hint = hints.get(key)
-        if hint is None or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            raise ConfigError(f"The parameter {key!r} of the tool {name!r} needs a type hint and a name of its own.")
-        if key in _TAKEN or key.startswith("_"):
-            raise ConfigError(
-                f"The parameter {key!r} of the tool {name!r} has a name that LangChain keeps for itself or leaves "
-                "out, so that what the model writes would not reach it. Rename it."
-            )
+        _require_parameter(parameter, hint, tool=name)
         default = parameter.default
         if (ids := _as_ids(hint)) != hint:
             hint, default = ids, "coarse" if hint is Image.Image else default
@@ -213,6 +207,18 @@ def _as_tool(function: Any) -> BaseTool:
             + ("" if function.__doc__ else "It needs a docstring. ")
             + _PARAMETERS
         ) from error
+
+
+def _require_parameter(parameter: inspect.Parameter, hint: Any, *, tool: str) -> None:
+    """Raise ConfigError for a parameter that LangChain would not give what the model writes."""
+    key = parameter.name
+    if hint is None or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+        raise ConfigError(f"The parameter {key!r} of the tool {tool!r} needs a type hint and a name of its own.")
+    if key in _TAKEN or key.startswith("_"):
+        raise ConfigError(
+            f"The parameter {key!r} of the tool {tool!r} has a name that LangChain keeps for itself or leaves "
+            "out, so that what the model writes would not reach it. Rename it."
+        )
 
 
 _PARAMETERS: Final = (

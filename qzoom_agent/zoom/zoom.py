@@ -21,11 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field, model_validator
 
-from qzoom_agent.config import CropConfig, PerceptionConfig
+from qzoom_agent.config import CropConfig, PerceptionConfig, ViewBudget
 from qzoom_agent.errors import BoxError, ConfigError
 from qzoom_agent.extensions import find, satisfying
 from qzoom_agent.geometry import MAX_ASPECT, Box, Size, extent, fit_tokens, mapped
-from qzoom_agent.views import Kept, View, ViewStore
+from qzoom_agent.views import Kept, TokenBudget, View, ViewStore
 
 _NOTHING = Size(0, 0)
 # A box may reach this far outside, in pixels or cells, through rounding alone.
@@ -55,8 +55,14 @@ class ZoomConfig(CropConfig):
             )
         return self
 
+    @classmethod
+    def of(cls, views: ViewBudget, **shape: Any) -> "ZoomConfig":
+        """Return the budget of a model's crops; `shape` are the other keys."""
+        budget = {"min_tokens": views.crop_min_tokens, "max_tokens": views.crop_max_tokens}
+        return cls(factor=views.factor, **budget, **shape)
+
     @property
-    def budget(self) -> dict[str, int]:
+    def budget(self) -> TokenBudget:
         """The budget of visual tokens, as `fit_tokens` and `ViewStore` take it."""
         return {"factor": self.factor, "min_tokens": self.min_tokens, "max_tokens": self.max_tokens}
 

@@ -269,7 +269,7 @@ def test_a_demo_board_that_cannot_be_written_is_named(
     assert "2-scene.png: it is a folder" in capsys.readouterr().err
 
 
-def test_a_comparison_is_written_into_a_new_folder(play: Any, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_comparison_is_written_into_a_new_folder(play: Any, here: Path) -> None:
     play(lambda _: "7")
     assert run("eval", "needle-doc", "--n", "1", "--out", "run") == 0
     assert run("eval", "compare", "run", "run", "--json", "new/x.json") == 0

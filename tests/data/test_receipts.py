@@ -92,3 +92,9 @@ def test_no_file_ends_in_another_error(content: bytes) -> None:
         (Path(name) / "receipts.jsonl").write_bytes(content)
         with pytest.raises(QzoomError):
             read_receipts(Path(name), "all")
+
+
+def test_a_file_may_begin_with_the_mark_of_utf_8(tmp_path: Path) -> None:
+    file = write(tmp_path, [row(0)]) / "receipts.jsonl"
+    file.write_text(file.read_text("utf-8"), encoding="utf-8-sig")
+    assert [one.image for one in read_receipts(tmp_path, "all")] == ["0.jpg"]

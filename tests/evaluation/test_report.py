@@ -8,7 +8,6 @@ import math
 import re
 from base64 import b64decode
 from dataclasses import replace
-from html.parser import HTMLParser
 from io import BytesIO
 from itertools import count, pairwise
 from pathlib import Path
@@ -32,28 +31,21 @@ from qzoom_agent.geometry import Box
 from qzoom_agent.models.scripted import ScriptedBackend
 from qzoom_agent.report import page as pages
 from tests.evaluation.player import Numbers, asked, numbers, player
+from tests.report.pages import Page
 
 
-class Page(HTMLParser):
-    """What the tests want to know of a page."""
+def page_of(run: RunFolder | Path, **options: Any) -> Page:
+    """Write the page of a run and read it."""
+    folder = run if isinstance(run, RunFolder) else RunFolder(run)
+    return Page(write_run_report(folder, **options).read_text(encoding="utf-8"))
 
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.rows: list[dict[str, str | None]] = []
-        self.links: list[str] = []
-        self.images: list[str] = []
-        self.styled = 0
-        self.feed(text)
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = dict(attrs)
-        self.styled += "style" in given
-        if tag == "tr" and "data-verdict" in given:
-            self.rows.append(given)
-        if tag == "a":
-            self.links.append(given["href"] or "")
-        if tag == "img":
-            self.images.append(given["src"] or "")
+def rows_of(page: Page) -> list[dict[str, str | None]]:
+    return [row for row in page.attributes("tr") if "data-verdict" in row]
+
+
+def images_of(page: Page) -> list[str]:
+    return [image["src"] or "" for image in page.attributes("img")]
 
 
 @pytest.fixture
@@ -70,27 +62,28 @@ def test_every_sample_has_a_row_with_what_filters_need(run: RunFolder) -> None:
     assert path == run.path / "report.html"
     # 0, 3, 6 and 9 are wrong: the coarse view shows 0, nobody looked at 3, and the crops of 6 and 9 hold the number.
     order = [3, 0, 6, 9, *(i for i in range(12) if i % 3)]
-    assert [row["data-verdict"] for row in page.rows] == [str(int(i % 3 > 0)) for i in order]
-    causes = [row.get("data-cause") for row in page.rows]
+    assert [row["data-verdict"] for row in rows_of(page)] == [str(int(i % 3 > 0)) for i in order]
+    causes = [row.get("data-cause") for row in rows_of(page)]
     assert causes == ["never looked", *["saw and misread"] * 3, *[None] * 8]
-    assert page.rows[4]["data-kind"] == "odd"
-    flips = {order[at]: row["data-flip"] for at, row in enumerate(page.rows) if "data-flip" in row}
+    assert rows_of(page)[4]["data-kind"] == "odd"
+    flips = {order[at]: row["data-flip"] for at, row in enumerate(rows_of(page)) if "data-flip" in row}
     wanted = {i: "right" if i % 3 > 0 else "wrong" for i in range(12) if (i % 3 > 0) != (i % 2 > 0)}
     assert flips == wanted
-    assert page.styled == 0
-    assert all(image.startswith("data:image/jpeg") for image in page.images)
-    assert len(page.images) == 12
+    assert not any("style" in attrs for _, attrs in page.tags)
+    assert all(image.startswith("data:image/jpeg") for image in images_of(page))
+    assert len(images_of(page)) == 12
 
 
 def test_links_lead_to_pages_of_the_episodes_with_their_pictures(run: RunFolder, tmp_path: Path) -> None:
     elsewhere = tmp_path / "deep" / "page.html"
     for path in (write_run_report(run), write_run_report(run, path=elsewhere)):
         page = Page(path.read_text(encoding="utf-8"))
-        assert len(page.links) == 12
-        for link in page.links:
-            episode = path.parent / link
+        links = page.attributes("a")
+        assert len(links) == 12
+        for link in links:
+            episode = path.parent / (link["href"] or "")
             assert episode.is_file()
-            pictures = Page(episode.read_text(encoding="utf-8")).images
+            pictures = images_of(Page(episode.read_text(encoding="utf-8")))
             assert pictures
             assert all((episode.parent / picture).is_file() for picture in pictures)
             assert "img-src data: 'self' file:" in html.unescape(episode.read_text(encoding="utf-8"))
@@ -147,10 +140,8 @@ def test_flips_are_those_of_the_task(tmp_path: Path) -> None:
     evaluate(player(), tasks, out=tmp_path / "a")
     asked = count()
     evaluate(player(lambda _: next(asked) != 2), tasks, out=tmp_path / "b")  # the first question of the second task
-    page = Page(
-        write_run_report(RunFolder(tmp_path / "b"), baseline=RunFolder(tmp_path / "a")).read_text(encoding="utf-8")
-    )
-    assert [(row["data-kind"], row.get("data-flip")) for row in page.rows] == [
+    page = page_of(tmp_path / "b", baseline=RunFolder(tmp_path / "a"))
+    assert [(row["data-kind"], row.get("data-flip")) for row in rows_of(page)] == [
         ("two: tenth", "wrong"),
         ("one: tenth", None),
         ("one: odd", None),
@@ -160,8 +151,8 @@ def test_flips_are_those_of_the_task(tmp_path: Path) -> None:
 
 def test_a_run_without_traces_has_a_page_without_links(tmp_path: Path) -> None:
     evaluate(player(), [numbers(3)], out=tmp_path, traces=False)
-    page = Page(write_run_report(RunFolder(tmp_path)).read_text(encoding="utf-8"))
-    assert (len(page.rows), page.links, page.images) == (3, [], [])
+    page = page_of(tmp_path)
+    assert (len(rows_of(page)), page.attributes("a"), images_of(page)) == (3, [], [])
 
 
 def test_a_picture_of_a_run_from_elsewhere_runs_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +161,7 @@ def test_a_picture_of_a_run_from_elsewhere_runs_no_program(tmp_path: Path, monke
     for path in (tmp_path / "traces" / "images").iterdir():
         path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was run"))
-    assert len(Page(write_run_report(RunFolder(tmp_path)).read_text(encoding="utf-8")).rows) == 3
+    assert len(rows_of(page_of(tmp_path))) == 3
 
 
 def test_a_row_whose_image_has_no_size_has_no_picture(tmp_path: Path) -> None:
@@ -178,19 +169,19 @@ def test_a_row_whose_image_has_no_size_has_no_picture(tmp_path: Path) -> None:
     first, *others = (tmp_path / "samples.jsonl").read_text().splitlines()
     rows = [json.dumps(json.loads(first) | {"size": [0, 0]}), *others]
     (tmp_path / "samples.jsonl").write_text("\n".join(rows) + "\n")
-    assert len(Page(write_run_report(RunFolder(tmp_path)).read_text(encoding="utf-8")).images) == 2
+    assert len(images_of(page_of(tmp_path))) == 2
 
 
 def test_repeats_are_one_row(tmp_path: Path) -> None:
     evaluate(player(), [numbers(3)], out=tmp_path, repeats=2)
-    assert len(Page(write_run_report(RunFolder(tmp_path)).read_text(encoding="utf-8")).rows) == 3
+    assert len(rows_of(page_of(tmp_path))) == 3
 
 
 def test_a_long_table_keeps_the_wrong_ones_and_says_so(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(report, "MAX_ROWS", 5)
     evaluate(player(lambda i: i not in {3, 8, 9}), [numbers(10)], out=tmp_path)
     text = write_run_report(RunFolder(tmp_path)).read_text(encoding="utf-8")
-    rows = Page(text).rows
+    rows = rows_of(Page(text))
     assert [row["data-verdict"] for row in rows] == ["0", "0", "0", "1", "1"]
     assert "5 of 10 samples" in text
 
@@ -198,7 +189,7 @@ def test_a_long_table_keeps_the_wrong_ones_and_says_so(tmp_path: Path, monkeypat
 def test_several_tasks_are_told_apart(tmp_path: Path) -> None:
     evaluate(player(), [numbers(3, name="one"), numbers(3, name="two")], out=tmp_path)
     text = write_run_report(RunFolder(tmp_path)).read_text(encoding="utf-8")
-    assert {row["data-kind"] for row in Page(text).rows} == {
+    assert {row["data-kind"] for row in rows_of(Page(text))} == {
         f"{task}: {kind}" for task in ("one", "two") for kind in ("odd", "even", "tenth")
     }
 
@@ -235,8 +226,8 @@ def close(picture: Image.Image, colour: tuple[int, int, int]) -> int:
 
 
 def test_pictures_carry_the_known_boxes_and_the_crops(run: RunFolder) -> None:
-    page = Page(write_run_report(run).read_text(encoding="utf-8"))
-    pictures = [Image.open(BytesIO(b64decode(image.partition(",")[2]))) for image in page.images]
+    page = page_of(run)
+    pictures = [Image.open(BytesIO(b64decode(image.partition(",")[2]))) for image in images_of(page)]
     never, _, saw, *_ = pictures
     assert all(close(picture, report.GOLD) >= 10 for picture in pictures)
     assert close(saw, report.CROP) >= 10 > close(never, report.CROP)
@@ -252,7 +243,7 @@ def test_boxes_are_drawn_on_the_image_that_they_are_of(tmp_path: Path) -> None:
     replies = ["ZOOM image 2: 250, 250, 750, 750", "1"]
     evaluate(Agent(ScriptedBackend(replies, protocol="plain")), [task], out=tmp_path)
     run = RunFolder(tmp_path)
-    [picture] = Page(write_run_report(run).read_text(encoding="utf-8")).images
+    [picture] = images_of(page_of(run))
     colours = np.asarray(Image.open(BytesIO(b64decode(picture.partition(",")[2]))))
     assert colours.max() < 60, "neither the crop nor the known box is on the first image"
     [row] = run.latest()
@@ -268,7 +259,7 @@ def test_boxes_keep_their_place_on_a_long_thin_picture(tmp_path: Path) -> None:
         return [replace(numbers(1).load(source)[0], image=thin, boxes=(Box(0, 3000, 105, 3400),))]
 
     evaluate(player(policy="direct"), [replace(numbers(), load=load)], out=tmp_path, traces=True)
-    shown = Page(write_run_report(RunFolder(tmp_path)).read_text(encoding="utf-8")).images[0]
+    shown = images_of(page_of(tmp_path))[0]
     drawn = np.asarray(Image.open(BytesIO(b64decode(shown.partition(",")[2])))).astype(int)
     rows = np.flatnonzero((drawn.min(axis=2) < 150).any(axis=1))
     assert (rows.min(), rows.max() + 1) == pytest.approx((72, 82), abs=2)
@@ -287,7 +278,7 @@ def test_boxes_of_a_second_image_are_drawn_on_it_alone(tmp_path: Path) -> None:
     evaluate(agent, [replace(numbers(), load=load)], out=tmp_path, traces=True)
     (row,) = folder.latest()
     assert (row.box_images, row.crop_images, row.sample().boxes[0].view) == ([1], [1], "original2")
-    shown = Page(write_run_report(folder).read_text(encoding="utf-8")).images[0]
+    shown = images_of(page_of(folder))[0]
     drawn = Image.open(BytesIO(b64decode(shown.partition(",")[2])))
     assert close(drawn, report.GOLD) < 10 > close(drawn, report.CROP), "it is the picture of the first image"
     episode = folder.trace_path(row.key).with_suffix(".html").read_text(encoding="utf-8")
@@ -413,8 +404,8 @@ def test_a_row_of_repeats_tells_of_the_ones_that_decide_it(tmp_path: Path) -> No
     evaluate(Agent(ScriptedBackend(reply)), [task], out=tmp_path, repeats=3)
     text = write_run_report(RunFolder(tmp_path)).read_text(encoding="utf-8")
     assert "1 of 3 answers failed; a failed one counts as wrong." in text
-    [row] = Page(text).rows
+    [row] = rows_of(Page(text))
     assert row["data-cause"] == "failed" and 'colspan="10">failed<' in text
     assert "<td>answered, error</td></tr>" in text
     failed = next(one for one in RunFolder(tmp_path).latest() if one.status == "error")
-    assert Page(text).links[-1] == f"traces/{failed.key}.html"
+    assert [link["href"] for link in Page(text).attributes("a")] == [f"traces/{failed.key}.html"]

@@ -199,11 +199,13 @@ def test_unfinished_files_of_a_killed_run_are_removed(tmp_path: Path) -> None:
     assert not any(path.exists() for path in left)
 
 
-def test_a_table_is_the_same_by_any_way_of_writing_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def asked(path: str) -> RunSpec:
-        part = TaskSelection(path=path, total=4, planned=4)
-        return RunSpec(seed=0, weights=None, repeats=1, tasks={"mine": part})
+def asked(path: str | None) -> RunSpec:
+    """Return a run that asks a table of four rows."""
+    part = TaskSelection(path=path, total=4, planned=4)
+    return RunSpec(seed=0, weights=None, repeats=1, tasks={"mine": part})
 
+
+def test_a_table_is_the_same_by_any_way_of_writing_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     first = asked("data/mine.jsonl")
     for same in ("./data/mine.jsonl", str(tmp_path / "data" / "mine.jsonl"), "data/../data/mine.jsonl"):
@@ -214,10 +216,6 @@ def test_a_table_is_the_same_by_any_way_of_writing_its_path(tmp_path: Path, monk
 
 def test_a_run_whose_table_was_not_noted_is_resumed() -> None:
     """As of `evaluate` in Python, once."""
-
-    def asked(path: str | None) -> RunSpec:
-        part = TaskSelection(path=path, total=4, planned=4)
-        return RunSpec(seed=0, weights=None, repeats=1, tasks={"mine": part})
 
     assert asked(None).grown(asked("data/mine.jsonl")).tasks["mine"].path == "data/mine.jsonl"
     with pytest.raises(ConfigError, match=r"path None then, 'data/other\.jsonl' now"):

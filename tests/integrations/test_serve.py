@@ -473,12 +473,9 @@ def test_nano_served_to_the_openai_client_and_to_qzoom_eval(tmp_path: Path) -> N
     ],
 )
 def test_a_question_that_is_too_long_for_the_models_server_is_the_clients(told: str) -> None:
-    with Misbehaving() as server:
-        server.script = lambda connection: connection.reply({"error": {"message": told}}, status="400 Bad Request")
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        with running(Agent.from_server(server.url, model="served", policy="direct")) as client:
-            reply = client.post("/v1/chat/completions", json=asked())
-        server.shutdown()
+    refusing = Misbehaving(lambda sent: sent.reply({"error": {"message": told}}, status="400 Bad Request"))
+    with refusing as server, running(Agent.from_server(server.url, model="served", policy="direct")) as client:
+        reply = client.post("/v1/chat/completions", json=asked())
     error = reply.json()["error"]
     assert (reply.status_code, error["code"]) == (400, "context_length_exceeded"), error
     assert told[:40] in error["message"] and "shorter question" in error["message"]

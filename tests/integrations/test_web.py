@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import httpx
@@ -24,6 +22,7 @@ from gradio.state_holder import StateHolder  # noqa: E402
 from qzoom_agent.integrations.limits import WebConfig  # noqa: E402
 from qzoom_agent.integrations.web.handlers import Page, Visit, create_app  # noqa: E402
 from qzoom_agent.integrations.web.layout import changes, policies  # noqa: E402
+from tests.models.misbehaving import Misbehaving  # noqa: E402
 
 SETTINGS = ("explicit", False, 5, 0, 0)
 
@@ -107,24 +106,12 @@ def test_visitors_change_policy_and_budget_within_limits(page: Page) -> None:
 
 def test_a_visitors_server_never_gets_the_operators_key(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-of-the-operator")
-    keys: list[str | None] = []
-
-    class Asked(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            keys.append(self.headers["Authorization"])
-            self.send_error(401)
-
-        def log_message(self, format: str, *values: Any) -> None:
-            """Say nothing."""
-
     visit = Visit()
-    with HTTPServer(("127.0.0.1", 0), Asked) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        _, about, _ = page.use_model(visit, "served", f"http://127.0.0.1:{server.server_port}/v1", "")
+    with Misbehaving(lambda asked: asked.reply({}, status="401 Unauthorized")) as server:
+        _, about, _ = page.use_model(visit, "served", server.url, "")
         assert "served" in about and visit.agent is not None
         answer = visit.agent.run(Image.new("RGB", (64, 64)), "which?")
-        server.shutdown()
-    assert answer.status == "error" and keys == ["Bearer none"]
+    assert answer.status == "error" and [one.key for one in server.requests] == ["Bearer none"]
     assert "qz-error" in page.use_model(visit, "served", "no address", "")[1]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 
 import pytest
@@ -21,6 +20,4 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Misbehaving]:
     monkeypatch.setattr(chat_client, "_GRACE", 0.2)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     with Misbehaving() as playing:
-        threading.Thread(target=playing.serve_forever, args=(0.01,), daemon=True).start()
         yield playing
-        playing.shutdown()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import socketserver
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, Self
 
 from PIL import Image
 
@@ -29,14 +31,21 @@ class Connection(socketserver.StreamRequestHandler):
     def handle(self) -> None:
         lines = iter(self.rfile.readline, b"\r\n")
         self.head = b"".join(line for line in lines if line).decode("latin-1")
-        if self.head.startswith("GET "):  # the list of models
-            self.reply({}, status="404 Not Found")
+        if self.head.startswith("GET "):
+            known = self.server.models is not None
+            self.reply(self.server.models or {}, status="200 OK" if known else "404 Not Found")
             return
         length = next(line for line in self.head.lower().splitlines() if line.startswith("content-length"))
         self.body = json.loads(self.rfile.read(int(length.partition(":")[2])))
         self.server.requests.append(self)
         with suppress(OSError):  # the client left
             self.server.script(self)
+
+    @property
+    def key(self) -> str | None:
+        """What the client authorizes itself with."""
+        found = re.search(r"(?im)^authorization: (.*?)\r?$", self.head)
+        return found and found[1]
 
     def send(self, data: bytes | str) -> None:
         self.wfile.write(data if isinstance(data, bytes) else data.encode())
@@ -62,11 +71,21 @@ class Misbehaving(socketserver.ThreadingTCPServer):
 
     daemon_threads, allow_reuse_address, block_on_close = True, True, False
 
-    def __init__(self) -> None:
+    def __init__(self, script: Script | None = None) -> None:
         super().__init__(("127.0.0.1", 0), Connection)
         self.requests: list[Connection] = []
-        self.script: Script = lambda connection: connection.reply(completion("42"))
+        self.script: Script = script or (lambda connection: connection.reply(completion("42")))
         self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
+        self.models: Any = None
+        """The list of models; None: there is none."""
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self.server_close()
 
 
 def completion(content: Any, *, usage: Any = None, finish: Any = "stop", **message: Any) -> dict[str, Any]:

@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from tests.models.misbehaving import Connection, Script
+
 BOXES = ([100, 100, 300, 300], [600, 600, 900, 900])
 REASONING = {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "sealed", "status": "completed"}
 
@@ -97,3 +99,19 @@ def _response_events(reply: dict[str, Any]) -> Iterator[dict[str, Any]]:
     found.append({"type": f"response.{reply['status']}", "response": reply})
     for number, one in enumerate(found):
         yield {**one, "sequence_number": number}
+
+
+def replay(*replies: dict[str, Any]) -> Script:
+    """Play these replies of `turn` in their order, then the last again, whole or streamed."""
+
+    def script(connection: Connection) -> None:
+        reply = replies[min(len(connection.server.requests), len(replies)) - 1]
+        if not connection.body.get("stream"):
+            connection.reply(reply)
+        elif reply.get("object") == "response":
+            told = (f"event: {one['type']}\ndata: {json.dumps(one)}\n\n" for one in events("responses", reply))
+            connection.stream(*told, end="")
+        else:
+            connection.stream(*events("chat", reply))
+
+    return script

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import transformers
@@ -21,7 +20,7 @@ from qzoom_agent.models.prompts import PromptCodec, fit
 from qzoom_agent.models.scheduler import batched
 from qzoom_agent.models.stock import StockBackend
 from tests.tiny_families import FAMILIES, build_family
-from tests.tiny_models import SINCE, build
+from tests.tiny_models import SINCE, build, noise
 
 PIECEWISE = (
     "qwen2_vl",
@@ -54,12 +53,7 @@ GREEDY = SamplingParams(max_new_tokens=6)
 
 
 def pictures(loaded: HFBackend) -> dict[str, Image.Image]:
-    noise, side = np.random.default_rng(3), loaded.defaults.factor
-    sizes = {"coarse": (3, 2), "crop1": (2, 3)}
-    return {
-        name: Image.fromarray(noise.integers(0, 255, (rows * side, columns * side, 3), dtype=np.uint8))
-        for name, (columns, rows) in sizes.items()
-    }
+    return noise({"coarse": (3, 2), "crop1": (2, 3)}, unit=loaded.defaults.factor, seed=3)
 
 
 def stock_inputs(loaded: HFBackend, messages: list[Message]) -> Any:

@@ -4,9 +4,9 @@ import json
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -25,7 +25,7 @@ from qzoom_agent.models.hf_session import HFSession
 from qzoom_agent.models.presets import NANO_BUDGET, NANO_FOLDER, PRESETS, Preset
 from qzoom_agent.models.prompts import ImageSpan, Prompt, fit, image_only, load_processor, visual_factor
 from tests.cases import each_case
-from tests.tiny_models import QWEN_TEMPLATE, Family, build
+from tests.tiny_models import QWEN_TEMPLATE, Family, build, noise
 
 GREEDY = SamplingParams(max_new_tokens=12)
 FAMILIES: tuple[Family, ...] = ("qwen2_5_vl", "qwen3_vl", "llava")
@@ -33,15 +33,11 @@ FAMILIES: tuple[Family, ...] = ("qwen2_5_vl", "qwen3_vl", "llava")
 
 @pytest.fixture(scope="module")
 def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Family], HFBackend]:
-    loaded: dict[Family, HFBackend] = {}
-
     def get(family: Family) -> HFBackend:
-        if family not in loaded:
-            folder = build(family, tmp_path_factory.mktemp(family))
-            loaded[family] = HFBackend.load(str(folder), device="cpu", dtype="float32")
-        return loaded[family]
+        folder = build(family, tmp_path_factory.mktemp(family))
+        return HFBackend.load(str(folder), device="cpu", dtype="float32")
 
-    return get
+    return cache(get)
 
 
 @pytest.fixture(scope="module")
@@ -51,16 +47,11 @@ def qwen(load: Callable[[Family], HFBackend]) -> HFBackend:
 
 def views(backend: HFBackend) -> dict[str, Image.Image]:
     """A coarse view and crops, of other shapes where the family can tell; crop2 and crop3 cost the same tokens."""
-    noise = np.random.default_rng(7)
-    factor = backend.defaults.factor
     if backend.protocol == "plain":
         cells = {"coarse": (4, 4), "crop1": (4, 4), "crop2": (4, 4), "crop3": (4, 4)}
     else:
         cells = {"coarse": (4, 3), "crop1": (2, 2), "crop2": (3, 2), "crop3": (3, 2)}
-    return {
-        name: Image.fromarray(noise.integers(0, 255, (height * factor, width * factor, 3), dtype=np.uint8))
-        for name, (width, height) in cells.items()
-    }
+    return noise(cells, unit=backend.defaults.factor)
 
 
 def session_of(backend: HFBackend) -> HFSession:

@@ -15,7 +15,7 @@ from qzoom_agent.models.hf_batch import BatchEngine
 from qzoom_agent.models.hf_generation import GenerationRequest
 from qzoom_agent.models.hf_session import HFSession
 from qzoom_agent.models.interface import Reply
-from tests.tiny_models import Family
+from tests.tiny_models import Family, noise
 
 FAMILIES: tuple[Family, ...] = ("qwen2_5_vl", "qwen3_vl", "qwen3_5", "gemma4", "llava")
 GREEDY = SamplingParams(max_new_tokens=5)
@@ -34,13 +34,9 @@ def backend(request: pytest.FixtureRequest, load: Callable[[Family], HFBackend])
 
 def pictures(backend: HFBackend, row: int) -> dict[str, Image.Image]:
     """Other sizes in every row, where the family can tell."""
-    noise = np.random.default_rng(row)
-    factor, fixed = backend.defaults.factor, backend.name == "llava"
+    fixed = backend.name == "llava"
     cells = {"coarse": (4, 4) if fixed else (3 + row, 5 - row), "crop1": (4, 4) if fixed else (2, 1 + row)}
-    return {
-        name: Image.fromarray(noise.integers(0, 255, (height * factor, width * factor, 3), dtype=np.uint8))
-        for name, (width, height) in cells.items()
-    }
+    return noise(cells, unit=backend.defaults.factor, seed=row)
 
 
 def asked(row: int, *, crop: bool) -> list[Message]:

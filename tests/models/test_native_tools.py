@@ -21,27 +21,15 @@ from qzoom_agent.models.chat_reply import CompletionReader, ReplyReader, Respons
 from qzoom_agent.models.hosted import connection, served_preset
 from tests.cases import each_case
 from tests.models.misbehaving import CALL, Connection, Misbehaving
-from tests.models.replies import REASONING, call, events, turn
+from tests.models.replies import REASONING, call, events, replay, turn
 
 PHOTO = Image.new("RGB", (1200, 900), "white")
 APIS = ("chat", "responses")
 SIGNED = {"google": {"thought_signature": "c2lnbmVk"}}
 
 
-def play(server: Misbehaving, api: str, *replies: dict[str, Any]) -> None:
-    """Let a server answer with these replies, then with the last again."""
-
-    def script(connection: Connection) -> None:
-        reply = replies[min(len(server.requests), len(replies)) - 1]
-        if not connection.body.get("stream"):
-            connection.reply(reply)
-        elif api == "chat":
-            connection.stream(*events(api, reply))
-        else:
-            named = (f"event: {one['type']}\ndata: {json.dumps(one)}\n\n" for one in events(api, reply))
-            connection.stream(*named, end="")
-
-    server.script = script
+def play(server: Misbehaving, *replies: dict[str, Any]) -> None:
+    server.script = replay(*replies)
 
 
 def ask(server: Misbehaving, api: str, *, streamed: bool = False, **options: Any) -> Answer:
@@ -62,7 +50,7 @@ def test_chat_completions_get_each_result_by_its_id_and_its_image_in_the_next_us
     server: Misbehaving, streamed: bool
 ) -> None:
     two = (call(0, extra_content=SIGNED), call(1))
-    play(server, "chat", turn("chat", "I look twice.", *two), turn("chat", "It says 42."))
+    play(server, turn("chat", "I look twice.", *two), turn("chat", "It says 42."))
     answer = ask(server, "chat", streamed=streamed)
     assert (answer.text, answer.usage.served) == ("It says 42.", 2)
     assert [one.id for one in answer.trace.turns[0].calls] == ["call_0", "call_1"]
@@ -88,7 +76,6 @@ def test_chat_completions_get_each_result_by_its_id_and_its_image_in_the_next_us
 def test_responses_get_each_image_in_the_output_of_its_function(server: Misbehaving, streamed: bool) -> None:
     play(
         server,
-        "responses",
         turn("responses", "I look twice.", call(0), call(1), thought=True),
         turn("responses", "It says 42."),
     )
@@ -130,7 +117,7 @@ def test_responses_get_each_image_in_the_output_of_its_function(server: Misbehav
 def test_a_call_that_cannot_be_run_is_answered_under_its_id(
     server: Misbehaving, api: str, streamed: bool, wrong: dict[str, Any], told: str
 ) -> None:
-    play(server, api, turn(api, "", wrong, call(1)), turn(api, "42"))
+    play(server, turn(api, "", wrong, call(1)), turn(api, "42"))
     answer = ask(server, api, streamed=streamed)
     assert answer.text == "42" and answer.usage.served == 1
     body = server.requests[1].body
@@ -149,7 +136,7 @@ def test_a_call_that_cannot_be_run_is_answered_under_its_id(
 @pytest.mark.parametrize("api", APIS)
 def test_too_many_calls_and_ids_that_are_missing_or_the_same_are_all_answered(server: Misbehaving, api: str) -> None:
     same = [call(index % 2, id=("" if index < 3 else "x")) for index in range(6)]
-    play(server, api, turn(api, "", *same), turn(api, "42"))
+    play(server, turn(api, "", *same), turn(api, "42"))
     answer = ask(server, api)
     assert answer.text == "42" and answer.usage.requested == 4
     items = server.requests[1].body["messages" if api == "chat" else "input"]
@@ -165,7 +152,7 @@ def test_too_many_calls_and_ids_that_are_missing_or_the_same_are_all_answered(se
 @pytest.mark.parametrize("api", APIS)
 @pytest.mark.parametrize("streamed", [False, True])
 def test_a_reply_that_is_cut_off_in_a_call_is_a_turn(server: Misbehaving, api: str, streamed: bool) -> None:
-    play(server, api, turn(api, "Let me", call(0, '{"bbox_2d": [10'), cut=True), turn(api, "42"))
+    play(server, turn(api, "Let me", call(0, '{"bbox_2d": [10'), cut=True), turn(api, "42"))
     answer = ask(server, api, streamed=streamed)
     assert (answer.text, answer.trace.turns[0].finish) == ("42", "length")
     assert "cut off" in json.dumps(server.requests[1].body)
@@ -173,7 +160,7 @@ def test_a_reply_that_is_cut_off_in_a_call_is_a_turn(server: Misbehaving, api: s
 
 @pytest.mark.parametrize("api", APIS)
 def test_the_last_turn_keeps_the_tools_and_forbids_to_call_them(server: Misbehaving, api: str) -> None:
-    play(server, api, turn(api, "", call(0)), turn(api, "42"))
+    play(server, turn(api, "", call(0)), turn(api, "42"))
     answer = ask(server, api, budget={"max_turns": 1})
     assert (answer.text, answer.status) == ("42", "budget")
     first, last = (one.body for one in server.requests)
@@ -197,7 +184,7 @@ def test_the_first_answer_is_kept_by_its_log_probabilities(
         )
     else:
         reply["output"][0]["content"][0]["logprobs"] = told
-        play(server, api, reply)
+        play(server, reply)
     answer = ask(server, api, streamed=streamed, **{"perception.gate": "answer"})
     assert (answer.text, len(server.requests)) == ("42", requests)
     first = server.requests[0].body
@@ -232,11 +219,11 @@ def test_a_refusal_is_a_turn_and_its_reason_is_kept(server: Misbehaving, api: st
 
 def test_a_run_is_resumed_with_its_calls_and_signatures(server: Misbehaving, tmp_path: Path) -> None:
     fails = {"error": {"message": "no more", "code": "insufficient_quota"}}
-    play(server, "chat", turn("chat", "", call(0, extra_content=SIGNED)), fails)
+    play(server, turn("chat", "", call(0, extra_content=SIGNED)), fails)
     options: dict[str, Any] = {"model": "served", "protocol": "qwen3vl", "tools": "native", "state_dir": tmp_path}
     with Agent.from_server(server.url, **options, attempts=1) as agent:
         assert agent.run(PHOTO, "What is it?", thread="one").status == "error"
-    play(server, "chat", turn("chat", "42"))
+    play(server, turn("chat", "42"))
     with Agent.from_server(server.url, **options) as agent:
         assert agent.resume("one").text == "42"
     before, after = (one.body["messages"] for one in server.requests[1:])
@@ -244,7 +231,7 @@ def test_a_run_is_resumed_with_its_calls_and_signatures(server: Misbehaving, tmp
 
 
 def test_a_call_in_the_text_is_served_though_the_server_did_not_find_it(server: Misbehaving) -> None:
-    play(server, "chat", turn("chat", CALL), turn("chat", "42"))
+    play(server, turn("chat", CALL), turn("chat", "42"))
     answer = ask(server, "chat")
     assert (answer.text, answer.usage.served) == ("42", 1)
     said, shown = server.requests[1].body["messages"][1:]
@@ -341,7 +328,7 @@ def test_a_field_that_a_model_refuses_is_left_out_and_said_once(
 
 def test_flags_choose_the_api_and_the_form_of_calls(server: Misbehaving, tmp_path: Path) -> None:
     PHOTO.save(tmp_path / "a.png")
-    play(server, "responses", turn("responses", "", call(0)), turn("responses", "42"))
+    play(server, turn("responses", "", call(0)), turn("responses", "42"))
     argv = ["ask", str(tmp_path / "a.png"), "What?", "--server", server.url, "--model", "served", "-q"]
     flags = ["--api", "responses", "--tools", "native", "--header", "api-version: 2026-01-01"]
     assert main([*argv, *flags]) == 0
@@ -403,7 +390,7 @@ def test_own_tools_are_called_natively_and_their_images_zoomed_into(server: Misb
         """Read an image."""
         return f"{image.width} wide"
 
-    play(server, api, *(turn(api, "", one) for one in calls), turn(api, "42"))
+    play(server, *(turn(api, "", one) for one in calls), turn(api, "42"))
     answer = ask(server, api, own_tools=["rotate", read])
     assert (answer.text, answer.usage.tool_calls, answer.boxes) == ("42", 2, [(0, 0, 600, 450)])
     first, turned, zoomed, told = (one.body for one in server.requests)

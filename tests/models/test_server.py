@@ -6,7 +6,6 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +21,35 @@ from qzoom_agent.models import server as module
 from qzoom_agent.models.interface import SamplingParams
 from qzoom_agent.models.presets import NANO_BUDGET
 from qzoom_agent.models.server import ServerBackend
+from tests.models.misbehaving import Connection, Misbehaving
 
 Answering = Callable[[dict[str, Any]], tuple[int, Any]]
 
 
-class FinishedRollout:
+class Playing(Misbehaving):
     """A server that plays back."""
 
     def __init__(self) -> None:
-        self.bodies: list[dict[str, Any]] = []
-        self.keys: list[str | None] = []
+        super().__init__()
         self.answer: Answering = lambda body: (200, said("42"))
-        self.models: Any = {"error": "no such page"}
+        self.models = {"error": "no such page"}
         self.at_once = self.most_at_once = 0
         self.lock = threading.Lock()
-        self.url = ""
+        self.script = self.play
+
+    @property
+    def bodies(self) -> list[dict[str, Any]]:
+        return [one.body for one in self.requests]
+
+    def play(self, asked: Connection) -> None:
+        assert asked.head.startswith("POST /v1/chat/completions ")
+        with self.lock:
+            self.at_once += 1
+            self.most_at_once = max(self.most_at_once, self.at_once)
+        status, answer = self.answer(asked.body)
+        with self.lock:
+            self.at_once -= 1
+        asked.reply(answer, status=f"{status} as asked")
 
 
 def said(words: str, **choice: Any) -> dict[str, Any]:
@@ -45,49 +58,14 @@ def said(words: str, **choice: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FinishedRollout]:
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Playing]:
     monkeypatch.setattr(module, "_PAUSE", 0.01)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    played = FinishedRollout()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            with played.lock:
-                played.bodies.append(body)
-                played.keys.append(self.headers.get("Authorization"))
-                played.at_once += 1
-                played.most_at_once = max(played.most_at_once, played.at_once)
-            assert self.path == "/v1/chat/completions"
-            status, answer = played.answer(body)
-            data = answer.encode() if isinstance(answer, str) else json.dumps(answer).encode()
-            with played.lock:
-                played.at_once -= 1
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def do_GET(self) -> None:
-            assert self.path == "/v1/models"
-            data = json.dumps(played.models).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *args: Any) -> None:
-            pass
-
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=http.serve_forever, daemon=True).start()
-    played.url = f"http://127.0.0.1:{http.server_port}/v1"
-    yield played
-    http.shutdown()
-    http.server_close()
+    with Playing() as played:
+        yield played
 
 
-def backend(server: FinishedRollout, **more: Any) -> ServerBackend:
+def backend(server: Playing, **more: Any) -> ServerBackend:
     return ServerBackend(server.url, model="served", protocol="plain", defaults=NANO_BUDGET, **more)
 
 
@@ -99,7 +77,7 @@ def picture(view: str) -> Image.Image:
 
 
 def test_a_conversation_is_sent_in_the_form_that_every_server_takes(
-    server: FinishedRollout, monkeypatch: pytest.MonkeyPatch
+    server: Playing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MY_KEY", "secret")
     conversation = [
@@ -118,7 +96,7 @@ def test_a_conversation_is_sent_in_the_form_that_every_server_takes(
     assert (reply.prompt_tokens, reply.cached_tokens, reply.new_tokens) == (30, 20, 4)
     assert reply.visual_tokens == 2 * 6
     (body,) = server.bodies
-    assert server.keys == ["Bearer secret"]
+    assert server.requests[0].key == "Bearer secret"
     assert (body["model"], body["max_tokens"], body["temperature"], body["seed"]) == ("served", 9, 0.5, 7)
     assert "stop" not in body
     assert [turn["role"] for turn in body["messages"]] == ["system", "user", "assistant", "user"]
@@ -131,7 +109,7 @@ def test_a_conversation_is_sent_in_the_form_that_every_server_takes(
 
 @pytest.mark.parametrize(("owner", "read", "warned"), [("vllm", 11, True), ("vllm", 13, False), ("ollama", 11, False)])
 def test_a_server_that_shrinks_images_is_named_once(
-    server: FinishedRollout, caplog: pytest.LogCaptureFixture, owner: str, read: int, warned: bool
+    server: Playing, caplog: pytest.LogCaptureFixture, owner: str, read: int, warned: bool
 ) -> None:
     server.models = {"data": [{"id": "served", "owned_by": owner}]}
     server.answer = lambda body: (200, {**said("42"), "usage": {"prompt_tokens": read, "completion_tokens": 1}})
@@ -154,9 +132,7 @@ def test_a_server_that_shrinks_images_is_named_once(
         (["vllm"], False),
     ],
 )
-def test_images_are_named_to_vllm_alone_and_always_by_the_same_name(
-    server: FinishedRollout, models: Any, named: bool
-) -> None:
+def test_images_are_named_to_vllm_alone_and_always_by_the_same_name(server: Playing, models: Any, named: bool) -> None:
     server.models = models
     asked, first = backend(server), [message("user", image_part("coarse"), "What?")]
     more = [*first, text("assistant", "<zoom>"), message("tool", image_part("crop1"), image_part("crop2"))]
@@ -187,7 +163,7 @@ def test_images_are_named_to_vllm_alone_and_always_by_the_same_name(
     ],
 )
 def test_a_stop_string_that_the_server_cut_off_is_put_back(
-    server: FinishedRollout, words: str | None, choice: dict[str, Any], whole: str
+    server: Playing, words: str | None, choice: dict[str, Any], whole: str
 ) -> None:
     server.answer = lambda body: (200, said(words, **choice))  # type: ignore[arg-type]
     reply = (
@@ -200,7 +176,7 @@ def test_a_stop_string_that_the_server_cut_off_is_put_back(
     assert server.bodies[0]["stop"] == ["</grounding>", "</zoom>"]
 
 
-def test_log_probabilities_are_asked_for_only_where_they_are_needed(server: FinishedRollout) -> None:
+def test_log_probabilities_are_asked_for_only_where_they_are_needed(server: Playing) -> None:
     told = [{"token": "4", "logprob": -0.5}, {"token": "2", "logprob": 0}, {"token": None}, {"logprob": "x"}, 7]
     told += [{"token": "?", "logprob": bad} for bad in (float("nan"), 0.5, None)]
     server.answer = lambda body: (200, said("42", logprobs={"content": told}))
@@ -232,7 +208,7 @@ def test_a_server_is_not_asked_for_the_model_of_this_package() -> None:
         Agent.from_server("http://there/v1", model="nano")
 
 
-def test_a_busy_server_is_asked_again(server: FinishedRollout) -> None:
+def test_a_busy_server_is_asked_again(server: Playing) -> None:
     server.answer = lambda body: (503, "busy") if len(server.bodies) < 3 else (200, said("there"))
     assert backend(server).session(picture).reply([text("user", "go")], settings=SamplingParams()).text == "there"
     assert len(server.bodies) == 3
@@ -249,7 +225,7 @@ def test_a_busy_server_is_asked_again(server: FinishedRollout) -> None:
     ],
 )
 def test_a_failure_says_what_the_server_said(
-    server: FinishedRollout, status: int, answer: Any, requests: int, match: str
+    server: Playing, status: int, answer: Any, requests: int, match: str
 ) -> None:
     server.answer = lambda body: (status, answer)
     with pytest.raises(BackendError, match=match):
@@ -264,7 +240,7 @@ def test_a_server_that_is_not_there_ends_the_episode_and_not_the_program() -> No
     assert "http://127.0.0.1:9/v1/chat/completions" in str(answer.trace.error)
 
 
-def test_no_more_requests_are_under_way_than_allowed(server: FinishedRollout) -> None:
+def test_no_more_requests_are_under_way_than_allowed(server: Playing) -> None:
     def slowly(body: dict[str, Any]) -> tuple[int, Any]:
         # until a second request is there, however busy the machine is
         last = time.monotonic() + 5
@@ -285,7 +261,7 @@ def test_no_more_requests_are_under_way_than_allowed(server: FinishedRollout) ->
 
 
 def test_the_command_line_asks_a_server_and_serves_its_zoom_calls(
-    server: FinishedRollout, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    server: Playing, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     call = '<tool_call>{"name": "image_zoom_in_tool", "arguments": {"bbox_2d": [100, 100, 500, 500]}}</tool_call>'
     server.answer = lambda body: (200, said(call if len(server.bodies) == 1 else "It says 42."))
@@ -299,7 +275,7 @@ def test_the_command_line_asks_a_server_and_serves_its_zoom_calls(
     assert len(images) == 2, "the coarse view and the crop that was asked for"
 
 
-def test_an_evaluation_keeps_several_requests_under_way(server: FinishedRollout, tmp_path: Path) -> None:
+def test_an_evaluation_keeps_several_requests_under_way(server: Playing, tmp_path: Path) -> None:
     def slowly(body: dict[str, Any]) -> tuple[int, Any]:
         time.sleep(0.05)
         return 200, said("42")

@@ -472,7 +472,6 @@ def test_without_a_key_a_server_that_wants_one_is_named(server: Misbehaving, mon
 @pytest.mark.parametrize("where", ["other", "self", "none"])
 def test_redirects_are_refused_and_the_key_stays(server: Misbehaving, status: str, where: str) -> None:
     with Misbehaving() as other:
-        threading.Thread(target=other.serve_forever, args=(0.01,), daemon=True).start()
         to = {"other": f"{other.url}?key={KEY}", "self": server.url, "none": ""}[where]
         server.script = lambda connection: connection.reply("", status=f"{status} Moved", Location=to)
         answer = ask(server)
@@ -480,7 +479,6 @@ def test_redirects_are_refused_and_the_key_stays(server: Misbehaving, status: st
         with pytest.raises(BackendError, match="redirects"):
             Judge(server.url, key_variable="OPENAI_API_KEY").check()
         assert not other.requests and len(server.requests) == 2
-        other.shutdown()
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ from qzoom_agent.zoom.zoom import Zoom, ZoomConfig
 from train_nano import load_shipped
 
 NANO = get_protocol("nano")
-ZOOM = Zoom(ZoomConfig(factor=CELL, min_tokens=NANO_BUDGET.crop_min_tokens, max_tokens=NANO_BUDGET.crop_max_tokens))
+ZOOM = Zoom(ZoomConfig.of(NANO_BUDGET))
 VOCABULARY = (796, "b2e7bda64990106b")
 """Its size, and the beginning of the SHA-256 of its words and ids."""
 

@@ -1,6 +1,7 @@
 """Tiny random models with untrained branches, one of each family a test module."""
 
 from collections.abc import Callable
+from functools import cache
 
 import pytest
 import torch
@@ -13,15 +14,12 @@ from tests.tiny_models import MIXED, Family, build
 @pytest.fixture(scope="module")
 def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Family], HFBackend]:
     """A backend of six layers whose branches start after the third; of eight where every second is passed over."""
-    loaded: dict[Family, HFBackend] = {}
 
     def get(family: Family) -> HFBackend:
-        if family not in loaded:
-            folder = build(family, tmp_path_factory.mktemp(family), layers=8 if family in MIXED else 6)
-            backend = HFBackend.load(str(folder), device="cpu", dtype="float32")
-            torch.manual_seed(1)
-            branches = Branches.from_base(backend.model, k=3)
-            loaded[family] = HFBackend(backend.model, backend.processor, name=family, branches=branches)
-        return loaded[family]
+        folder = build(family, tmp_path_factory.mktemp(family), layers=8 if family in MIXED else 6)
+        backend = HFBackend.load(str(folder), device="cpu", dtype="float32")
+        torch.manual_seed(1)
+        branches = Branches.from_base(backend.model, k=3)
+        return HFBackend(backend.model, backend.processor, name=family, branches=branches)
 
-    return get
+    return cache(get)

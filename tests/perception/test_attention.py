@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection
 from copy import deepcopy
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -27,15 +28,11 @@ PICKED = {0: (3, 1), 2: (0, 2, 3)}
 
 @pytest.fixture(scope="module")
 def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Family], PreTrainedModel]:
-    loaded: dict[Family, PreTrainedModel] = {}
-
     def get(family: Family) -> PreTrainedModel:
-        if family not in loaded:
-            folder = build(family, tmp_path_factory.mktemp(family), layers=LAYERS)
-            loaded[family] = HFBackend.load(str(folder), device="cpu", dtype="float32").model
-        return loaded[family]
+        folder = build(family, tmp_path_factory.mktemp(family), layers=LAYERS)
+        return HFBackend.load(str(folder), device="cpu", dtype="float32").model
 
-    return get
+    return cache(get)
 
 
 def example(

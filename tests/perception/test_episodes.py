@@ -158,19 +158,16 @@ def test_oracle_and_random_need_no_branches_and_work_with_them() -> None:
 @pytest.fixture(scope="module")
 def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Family], Path]:
     """Folders of tiny models with their branches inside."""
-    made: dict[Family, Path] = {}
 
     def get(family: Family) -> Path:
-        if family not in made:
-            folder = build(family, tmp_path_factory.mktemp(family), layers=6)
-            plain = HFBackend.load(str(folder), device="cpu", dtype="float32")
-            torch.manual_seed(1)
-            positions = "plain" if family == "llava" else "aligned"
-            Branches.from_base(plain.model, k=3, positions=positions, gate_threshold=0.0).save(folder)
-            made[family] = folder
-        return made[family]
+        folder = build(family, tmp_path_factory.mktemp(family), layers=6)
+        plain = HFBackend.load(str(folder), device="cpu", dtype="float32")
+        torch.manual_seed(1)
+        positions = "plain" if family == "llava" else "aligned"
+        Branches.from_base(plain.model, k=3, positions=positions, gate_threshold=0.0).save(folder)
+        return folder
 
-    return get
+    return cache(get)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -24,7 +23,7 @@ from qzoom_agent.perception.adapters import adapter_for, align
 from qzoom_agent.perception.decoder import Decoder
 from qzoom_agent.perception.transformers_versions import image_features
 from qzoom_agent.trace import PerceptionRecord
-from tests.tiny_models import MIXED, Family
+from tests.tiny_models import MIXED, Family, noise
 
 FAMILIES: tuple[Family, ...] = ("qwen2_5_vl", "qwen3_vl", "qwen3_5", "gemma4", "llava")
 GREEDY = SamplingParams(max_new_tokens=5)
@@ -39,15 +38,9 @@ def backend(request: pytest.FixtureRequest, load: Callable[[Family], HFBackend])
 
 
 def pictures(backend: HFBackend) -> dict[str, Image.Image]:
-    noise = np.random.default_rng(7)
-    factor = backend.defaults.factor
-    fixed = backend.name == "llava"
     cells = {"coarse": (5, 4), "crop1": (2, 3), "crop2": (3, 2)}
-    sizes = {name: (4, 4) if fixed else size for name, size in cells.items()}
-    return {
-        name: Image.fromarray(noise.integers(0, 255, (height * factor, width * factor, 3), dtype=np.uint8))
-        for name, (width, height) in sizes.items()
-    }
+    fixed = backend.name == "llava"
+    return noise(dict.fromkeys(cells, (4, 4)) if fixed else cells, unit=backend.defaults.factor)
 
 
 def session_of(backend: HFBackend) -> HFSession:

@@ -1,6 +1,7 @@
 """Further looks: the implicit policy goes on from crop to crop, on scripted looks and on tiny models."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from qzoom_agent.models.scripted import ScriptedBackend
 from qzoom_agent.perception.branches import CONFIG, FURTHER, WEIGHTS, Branches
 from qzoom_agent.perception.decoder import Prefill
 from qzoom_agent.trace import PerceptionRecord, Trace
-from tests.tiny_models import Family, build
+from tests.tiny_models import Family, build, noise
 
 FAMILIES: tuple[Family, ...] = ("qwen2_5_vl", "qwen3_vl", "llava")
 IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (600, 900, 3), dtype=np.uint8))
@@ -178,24 +179,20 @@ def test_a_further_look_that_fails_is_an_answer_with_status_error() -> None:
 
 
 @pytest.fixture(scope="module")
-def load(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Family], HFBackend]]:
+def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Family], HFBackend]:
     """Return tiny models with branches that look again."""
-    made: dict[Family, HFBackend] = {}
 
     def get(family: Family) -> HFBackend:
-        if family not in made:
-            folder = build(family, tmp_path_factory.mktemp(f"further-{family}"), layers=6)
-            plain = HFBackend.load(str(folder), device="cpu", dtype="float32")
-            positions = "plain" if family == "llava" else "aligned"
-            branches = Branches.from_base(plain.model, k=3, positions=positions, gate_threshold=0.0)
-            torch.manual_seed(1)
-            further = Branches.from_base(plain.model, k=3, gate_threshold=0.0, inside_crops=True)
-            branches.add_further(further)
-            branches.save(folder)
-            made[family] = HFBackend.load(str(folder), device="cpu", dtype="float32")
-        return made[family]
+        folder = build(family, tmp_path_factory.mktemp(f"further-{family}"), layers=6)
+        plain = HFBackend.load(str(folder), device="cpu", dtype="float32")
+        positions = "plain" if family == "llava" else "aligned"
+        branches = Branches.from_base(plain.model, k=3, positions=positions, gate_threshold=0.0)
+        torch.manual_seed(1)
+        branches.add_further(Branches.from_base(plain.model, k=3, gate_threshold=0.0, inside_crops=True))
+        branches.save(folder)
+        return HFBackend.load(str(folder), device="cpu", dtype="float32")
 
-    yield get
+    return cache(get)
 
 
 # a part of the map, so that crops differ from the whole image
@@ -299,11 +296,7 @@ def test_further_looks_of_a_batch_are_those_of_single_sessions(
     backend = load(family)
     options = PerceptionConfig(box=(0.4, 0.4), peak_share=0.5, gate_threshold=0.0)
     side = backend.defaults.factor * 4
-    noise = np.random.default_rng(3)
-    pictures = [
-        {name: Image.fromarray(noise.integers(0, 255, (side, side, 3), dtype=np.uint8)) for name in ("coarse", "crop1")}
-        for _ in range(2)
-    ]
+    pictures = [noise({"coarse": (side, side), "crop1": (side, side)}, seed=seed) for seed in range(2)]
     questions = ["what is the code?", "how many dots are on the red circle? one, two or three?"]
     talks = [
         [[message("user", *(image_part(view) for view in shown), question)] for question in questions]

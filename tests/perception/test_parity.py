@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +47,7 @@ def _no_gradients() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def load() -> Load:
-    loaded: dict[str, HFBackend] = {}
-
-    def get(family: str) -> HFBackend:
-        if family not in loaded:
-            loaded[family] = HFBackend.load(str(RECORDINGS / family / "checkpoint"), device="cpu", dtype="float32")
-        return loaded[family]
-
-    return get
+    return cache(lambda family: HFBackend.load(str(RECORDINGS / family / "checkpoint"), device="cpu", dtype="float32"))
 
 
 @pytest.fixture
@@ -255,7 +249,7 @@ def test_without_the_picture_of_a_crop_the_rest_is_compared(recording: Callable[
 
 @pytest.mark.parametrize("family", [FAMILIES[0], pytest.param(FAMILIES[1], marks=pytest.mark.slow)])
 def test_the_flag_of_the_checkpoint_does_not_change_what_the_runs_are(
-    family: str, recording: Callable[..., Path], tmp_path: Path
+    family: str, recording: Callable[..., Path]
 ) -> None:
     folder = recording(family)
     (folder / "checkpoint").unlink()

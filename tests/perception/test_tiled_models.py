@@ -1,21 +1,11 @@
 """Tiled (AnyRes) models perceive on their base view, and the base view is what the stock model makes of it."""
 
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import (
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaNextConfig,
-    LlavaNextForConditionalGeneration,
-    LlavaNextProcessor,
-)
-from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
 from qzoom_agent.config import PerceptionConfig
 from qzoom_agent.errors import BackendError
@@ -25,55 +15,14 @@ from qzoom_agent.models import SamplingParams
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.adapters import base_view, grid_of
 from qzoom_agent.perception.branches import Branches
-from tests.tiny_models import LLAVA_TEMPLATE, _tokenizer
-
-SIDE = 56
+from tests.tiny_families import SIDE, llava_next
+from tests.tiny_models import noise
 
 
 @pytest.fixture(scope="module")
 def backend(tmp_path_factory: pytest.TempPathFactory) -> HFBackend:
-    folder: Path = tmp_path_factory.mktemp("next")
     torch.manual_seed(0)
-    tokenizer = _tokenizer(("<s>", "</s>", "<image>"), eos="</s>", template=LLAVA_TEMPLATE, llama=True)
-    vision = CLIPVisionConfig(
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=SIDE,
-        patch_size=14,
-        initializer_range=0.2,
-    )
-    text = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=6,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.2,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    pinpoints = [[SIDE, 2 * SIDE], [2 * SIDE, SIDE], [2 * SIDE, 2 * SIDE]]
-    config = LlavaNextConfig(
-        vision_config=vision,
-        text_config=text,
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        image_grid_pinpoints=pinpoints,
-    )
-    LlavaNextForConditionalGeneration(config).eval().save_pretrained(folder)
-    images = LlavaNextImageProcessorPil(
-        size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}, image_grid_pinpoints=pinpoints
-    )
-    LlavaNextProcessor(
-        image_processor=images,
-        tokenizer=tokenizer,
-        patch_size=14,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=tokenizer.chat_template,
-    ).save_pretrained(folder)
+    folder = llava_next(tmp_path_factory.mktemp("next"), num_hidden_layers=6)
     loaded = HFBackend.load(str(folder), device="cpu", dtype="float32")
     return HFBackend(
         loaded.model, loaded.processor, name="next", branches=Branches.from_base(loaded.model, k=3, gate_depth=2)
@@ -81,11 +30,7 @@ def backend(tmp_path_factory: pytest.TempPathFactory) -> HFBackend:
 
 
 def pictures(width: int = 112, height: int = 112) -> dict[str, Image.Image]:
-    noise = np.random.default_rng(3)
-    return {
-        name: Image.fromarray(noise.integers(0, 255, (h, w, 3), dtype=np.uint8))
-        for name, (w, h) in {"coarse": (width, height), "crop1": (70, 70)}.items()
-    }
+    return noise({"coarse": (width, height), "crop1": (70, 70)}, seed=3)
 
 
 def test_the_base_view_is_the_first_part_of_the_stock_features(backend: HFBackend) -> None:

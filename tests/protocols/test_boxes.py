@@ -27,6 +27,8 @@ BOX = (620.0, 280.0, 780.0, 390.0)
         ("x1=620, y1=280, x2=780, y2=390", ""),
         ("x: 620-780, y: 280-390", ""),
         ("x=620, y=280, w=160, h=110", ""),
+        ("x\uff1a620\uff0cy\uff1a280\uff0cw\uff1a160\uff0ch\uff1a110", ""),
+        ("\uff16\uff12\uff10\uff0c280\uff0c780\uff0c390", ""),
         ('{"bbox_2d": [620, 280, 780, 390]}', ""),
         ('{"box_2d": [280, 620, 390, 780]}', ""),
         ([[[620, 280, 780, 390]]], ""),
@@ -58,6 +60,9 @@ def test_a_box_is_read_in_every_shape(value: object, key: str, frame: Frame) -> 
     [
         [0.62, 0.28, 0.78, 0.39],
         "0.62, 0.28, 0.78, 0.39",
+        "62\uff05\uff0c28\uff05\uff0c78\uff05\uff0c39\uff05",
+        ["62\u066a", "28\uff05", "78%", "39\uff05"],
+        "\uff10\uff0e62\uff0c0\uff0e28\uff0c0\uff0e78\uff0c0\uff0e39",
         "62%, 28%, 78%, 39%",
         "62 %, 28 %, 78 %, 39 %",
         "62-28-78-39%",
@@ -118,6 +123,7 @@ def test_the_zoom_tool_reads_a_box_given_by_its_parts(arguments: dict[str, objec
 def test_signs_count_and_hyphens_do_not() -> None:
     assert numbers_in("-5, -6.5 7-8 9 -10") == ["-5", "-6.5", "7", "8", "9", "-10"]
     assert numbers_in("crop1 v2 33x 0x10 12%") == ["12%"]
+    assert numbers_in("\u22125, \uff0d6.5") == ["-5", "-6.5"]
 
 
 @settings(max_examples=25, deadline=None)

@@ -12,24 +12,8 @@ import pytest
 from qzoom_agent.geometry import Frame
 from qzoom_agent.messages import Message
 from qzoom_agent.protocols import PROTOCOLS, Parsed, ToolCall
-from qzoom_agent.views import View
 from tests.cases import each_case
-
-
-def view(name: str, width: int, height: int) -> View:
-    return View(
-        id=name,
-        parent=None,
-        kind="coarse" if name == "coarse" else "crop",
-        box=(0, 0, width, height),
-        width=width,
-        height=height,
-        digest="0" * 64,
-        tokens=1,
-    )
-
-
-COARSE, CROP1, CROP2 = view("coarse", 448, 336), view("crop1", 224, 140), view("crop2", 140, 140)
+from tests.protocols.shown_views import COARSE, CROP1, CROP2
 
 HERMES_HEAD = """<<system>>You are a helpful assistant.
 

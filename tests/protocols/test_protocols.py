@@ -14,22 +14,8 @@ from qzoom_agent.protocols import PROTOCOLS, Parsed, ToolCall, ZoomProtocol, get
 from qzoom_agent.protocols.json_repair import MAX_CHARS, read_json
 from qzoom_agent.views import View
 from tests.cases import each_case
+from tests.protocols.shown_views import COARSE, CROP1, CROP2
 
-
-def view(name: str, width: int, height: int) -> View:
-    return View(
-        id=name,
-        parent=None,
-        kind="coarse" if name == "coarse" else "crop",
-        box=(0, 0, width, height),
-        width=width,
-        height=height,
-        digest="0" * 64,
-        tokens=1,
-    )
-
-
-COARSE, CROP1, CROP2 = view("coarse", 448, 336), view("crop1", 224, 140), view("crop2", 140, 140)
 VIEWS = [COARSE, CROP1, CROP2]
 FAMILIES = [name for name in PROTOCOLS if name not in ("nano", "plain")]
 
@@ -420,6 +406,7 @@ def test_plain_tells_sentences_from_calls() -> None:
     assert "ZOOM: x1" in parse("plain", "ZOOM: the sign").problems[0]
     assert parse("plain", "**Answer:** B").answer == "B"
     assert parse("plain", "Answer:").answer == "Answer:"
+    assert parse("plain", "Answer\uff1a 北京").answer == "北京"
 
 
 def test_a_call_of_nano_that_names_no_image_there_is() -> None:

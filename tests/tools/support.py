@@ -5,17 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from tests.models.misbehaving import Connection, Misbehaving
-from tests.models.replies import call, events, turn
+from tests.models.misbehaving import Misbehaving
+from tests.models.replies import call, replay, turn
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "frameworks.md"
 PICTURE = Image.linear_gradient("L").resize((1200, 900)).convert("RGB")
@@ -29,25 +26,9 @@ def needs(package: str, framework: str) -> Any:
     return pytest.importorskip(package, reason=f"run by .ci/frameworks {framework}")
 
 
-@contextmanager
-def scripted(*replies: dict[str, Any]) -> Iterator[Misbehaving]:
-    """Serve these replies of `turn` in their order, then the last again, whole or streamed."""
-    with Misbehaving() as server:
-
-        def script(connection: Connection) -> None:
-            reply = replies[min(len(server.requests), len(replies)) - 1]
-            if not connection.body.get("stream"):
-                connection.reply(reply)
-            elif reply["object"] == "response":
-                told = (f"event: {one['type']}\ndata: {json.dumps(one)}\n\n" for one in events("responses", reply))
-                connection.stream(*told, end="")
-            else:
-                connection.stream(*events("chat", reply))
-
-        server.script = script
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        yield server
-        server.shutdown()
+def scripted(*replies: dict[str, Any]) -> Misbehaving:
+    """Return a server of these replies of `turn` in their order, then the last again."""
+    return Misbehaving(replay(*replies))
 
 
 def zooms(api: str, answer: str = "42", *, more: tuple[dict[str, Any], ...] = ()) -> tuple[dict[str, Any], ...]:

@@ -19,7 +19,7 @@ needs("langchain", "langchain")
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 
 
-def test_an_agent_zooms_and_the_crop_is_a_block_of_the_tools_message(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_agent_zooms_and_the_crop_is_a_block_of_the_tools_message() -> None:
     from langchain_openai import ChatOpenAI
 
     import langchain_tool

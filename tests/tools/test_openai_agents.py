@@ -12,7 +12,7 @@ from tests.tools.support import PICTURE, images_in, needs, run_documented, scrip
 agents = needs("agents", "openai_agents")
 
 
-def test_an_agent_zooms_and_the_crop_stands_in_the_output(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_agent_zooms_and_the_crop_stands_in_the_output() -> None:
     from openai import AsyncOpenAI
 
     import openai_agents_tool

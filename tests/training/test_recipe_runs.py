@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import json
 import math
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from qzoom_agent.training.grpo.grpo_recipe import load_grpo_recipe
 from qzoom_agent.training.sft import fine_tune as coldstart
 from qzoom_agent.training.sft.demonstrations import write_answer, write_call
 from qzoom_agent.training.sft.sft_recipe import load_coldstart_recipe
+from tests.models.misbehaving import Connection, Misbehaving, completion
 from tests.tiny_models import build
 
 FOLDER = Path(__file__).resolve().parents[2] / "rl" / "recipes"
@@ -61,32 +60,20 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return found
 
 
-class Server(BaseHTTPRequestHandler):
-    """A judge that always agrees, and a teacher that zooms once."""
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        text = "yes"
-        if isinstance(body["messages"][0]["content"], list):
-            asked = sum(one["role"] == "assistant" for one in body["messages"])
-            box = Box(0.1, 0.1, 0.6, 0.6, frame="unit")
-            text = write_answer("deepeyes", "407") if asked else write_call("deepeyes", box, Size(112, 112))
-        reply = {"choices": [{"message": {"content": text}, "finish_reason": "stop"}]}
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(json.dumps(reply).encode())
-
-    def log_message(self, *args: Any) -> None:
-        pass
+def judge_and_teacher(asked: Connection) -> None:
+    """Agree with every answer as a judge, and zoom once as a teacher."""
+    text, messages = "yes", asked.body["messages"]
+    if isinstance(messages[0]["content"], list):
+        again = any(one["role"] == "assistant" for one in messages)
+        box = Box(0.1, 0.1, 0.6, 0.6, frame="unit")
+        text = write_answer("deepeyes", "407") if again else write_call("deepeyes", box, Size(112, 112))
+    asked.reply(completion(text))
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    http = HTTPServer(("127.0.0.1", 0), Server)
-    threading.Thread(target=http.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{http.server_port}/v1"
-    http.shutdown()
-    http.server_close()
+    with Misbehaving(judge_and_teacher) as http:
+        yield http.url
 
 
 def local(sources: list[Any], folder: Path) -> list[dict[str, Any]]:

@@ -205,7 +205,7 @@ def test_read_text_reads_print_that_was_turned_upright() -> None:
     assert run(read_text, {}, store(Image.new("RGB", (300, 300), "white"))).text == "No text was found."
 
 
-def test_a_format_without_a_place_for_tools_is_refused_before_weights_are_loaded(tmp_path: Path) -> None:
+def test_a_format_without_a_place_for_tools_is_refused_before_weights_are_loaded() -> None:
     with pytest.raises(ConfigError, match="format 'nano' writes zoom calls alone, so the tools rotate cannot") as error:
         Agent.from_pretrained("nano", tools=["rotate"], device="no such device")
     assert "qwen3vl" in str(error.value)

@@ -6,6 +6,7 @@ longer text), and 0 if that is below the threshold of 0.5. Source: the DocVQA ch
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 from qzoom_agent.data.samples import Sample
@@ -34,7 +35,7 @@ def kit(text: str, sample: Sample) -> Score:
 @scorer()
 def clean(text: str, sample: Sample) -> Score:
     """Score the final answer, distance and length after lower case and collapsed spaces."""
-    return compared(text, sample, lambda said: anls(said, sample.answers, raw_length=False))
+    return compared(text, sample, partial(anls, raw_length=False))
 
 
 def anls(prediction: str, golds: Sequence[str], *, raw_length: bool) -> float:

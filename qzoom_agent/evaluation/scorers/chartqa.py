@@ -16,6 +16,7 @@ import re
 from decimal import Decimal, localcontext
 from typing import Final
 
+from qzoom_agent.data.answers import written
 from qzoom_agent.data.samples import Sample
 from qzoom_agent.evaluation.scorers.match import exact_match, number
 from qzoom_agent.evaluation.scorers.open_answer import compared
@@ -51,7 +52,7 @@ def clean(text: str, sample: Sample) -> Score:
     Where only one of the two has a per cent sign, it may be a unit (5% is 5) or a hundredth (5% is 0.05). A right
     answer of four digits from 1500 to 2099 is a year, which is strict where a chart counts that many of something.
     """
-    return compared(text, sample, lambda said: float(_close(said, sample.answer)))
+    return compared(text, sample, lambda said, golds: float(_close(said, golds[0])))
 
 
 def _close(said: str, answer: str) -> bool:
@@ -69,7 +70,7 @@ def _close(said: str, answer: str) -> bool:
 
 
 def _per_cent(text: str) -> bool:
-    return text.strip().removesuffix(".").endswith("%")
+    return "%" in written(text)
 
 
 def _float(text: str) -> float | None:

@@ -6,16 +6,18 @@ Thinking (`<think>`, closed or not) is not read. Then the first mark that is the
     3. the last `"answer": ...` of a JSON object
     4. the last "answer is X" or "answer: X", in thirteen languages; not "the answer is not X"
     5. for open questions, the only **bold** text
-    6. nothing: all of the reply
+    6. "the answer is not applicable": what it is not, in the words of the reply
+    7. nothing: all of the reply
 """
 
 import json
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-_WIDE: Final = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: 0x20, 0x2019: 0x27}
-_WIDE.update({0x24B6 + at: 0x41 + at for at in range(26)})
+from qzoom_agent.data.answers import WIDE
+
 _THOUGHT: Final = re.compile(r"<(/?)\s*(?:think|thinking|thought|reasoning|reflection)\s*>", re.IGNORECASE)
 _TAG: Final = re.compile("<(/?)answer>", re.IGNORECASE)
 _BRACES: Final = re.compile(r"\\f?boxed\s*\{|[{}]|<\|begin_of_box\|>|<\|end_of_box\|>")
@@ -37,15 +39,16 @@ _VERB: Final = (
 )
 _BESIDE: Final = r"(?:\s+(?:correcta|correcte|corretta|correta|in\s+this\s+case|to\s[^.\n:]{1,80}?))?"
 _SAYS: Final = re.compile(
-    rf"{_NOUN}[*_\"”」』)]{{0,3}}{_BESIDE}(?:{_VERB}\s*:?|\s*[*_]{{0,3}}\s*[:=](?!=))[*_\"“「『]{{0,3}}[ \t]*"
+    rf"{_NOUN}[*_\"”」』)]{{0,3}}{_BESIDE}(?:(?P<verb>{_VERB})\s*:?|\s*[*_]{{0,3}}\s*[:=](?!=))[*_\"“「『]{{0,3}}[ \t]*"
     r"|^[#*_\s]{1,8}(?:the\s+)?(?:final\s+)?answer[*_ \t]{0,4}$",
     re.IGNORECASE | re.MULTILINE,
 )
-_NOT: Final = re.compile(
-    r"\s*(?:(?:not(?! only)|neither|never|no es|nicht|pas|não|non|не)\b|不是|不选|不)"
-    r"|.*(?:(?:n't|not)(?:\s+be)?|no\s+es|n'est\s+pas|不是)\W*\Z",
-    re.IGNORECASE | re.DOTALL,
+_DENIES: Final = re.compile(
+    r"\s*(?:(?:not(?! only)|neither|never|no es|nicht|pas|não|non|не)\b(?!-)(?=\W*\w)|(?:不是|不选|不)(?=\W*[a-z]\b))",
+    re.IGNORECASE,
 )
+"""A sentence after "the answer is" that denies something; "neither" and "non-fat" are answers."""
+_DENIED: Final = re.compile(r".*(?:(?:n't|not)(?:\s+be)?|no\s+es|n'est\s+pas|不是)\W*\Z", re.IGNORECASE | re.DOTALL)
 _END: Final = re.compile(r"[\n。]|[.!?](?=[\"')\]*_]*(?:\s|\Z))")
 _TITLES: Final = re.compile(
     r"dr|mr|mrs|ms|prof|st|ste|mt|ft|lt|col|gen|sgt|capt|rev|hon|gov|sen|rep|pres|no|nr|nos|fig|vol|vs|art|sec|ch|pp"
@@ -60,7 +63,7 @@ _STARTS: Final = re.compile(
     r"\s+[\"'(*]*(?:It|Its|The|This|That|These|Those|There|I|We|He|She|They|Because|So|As|But|And|You|If|Since"
     r"|Therefore|Thus|However|Not|Here|Looking|Based|In|On|For|From|Both|Or)\b"
 )
-_COPULA: Final = re.compile("(?:です|でした|である|だと思います|だ|입니다|이다)[。.]?\\Z")
+_COPULA: Final = re.compile("(?:です|でした|である|だと思います|(?<![ぁ-ん])だ|입니다|이다)[。.]?\\Z")
 _REASON: Final = re.compile(
     r"[,;]?\s+(?:because|since|as\s+(?:seen|shown|indicated|it|the|can|we|per)|based\s+on|according\s+to|given\s+that)\b.*",
     re.IGNORECASE | re.DOTALL,
@@ -76,6 +79,7 @@ _SENTENCE_VERB: Final = re.compile(
     r"|contains?|es|est|ist|sind|son|é|è|sono|sont)\b|n't\b|'s\b",
     re.IGNORECASE,
 )
+_CLOSING: Final = {'"': '"', "\u201c": "\u201d", "\u300c": "\u300d", "\u300e": "\u300f"}
 _NESTED: Final = 3
 _LONGEST: Final = 2_000
 """Characters of a statement that are read."""
@@ -91,15 +95,28 @@ def final_answer(text: str) -> str | None:
     """
     text = said(text)
     found = marked(text)
-    if found is not None:
-        return _plain(found)
-    bold = {one.strip() for one in _BOLD.findall(text) if one.strip().strip(":")}
-    return _plain(bold.pop() if len(bold) == 1 else text) or None
+    if found is None:
+        bold = {one.strip() for one in _BOLD.findall(text) if one.strip().strip(":")}
+        found = bold.pop() if len(bold) == 1 else _denial(text)
+    return _plain(found) or None
 
 
 def said(text: str) -> str:
-    """Return a reply with full-width letters as plain ones, without its thinking: empty if that was never ended."""
-    text = text.translate(_WIDE)
+    """Return a reply in plain letters (`plain`), without its thinking: empty if that was never ended."""
+    return without_thinking(plain(text))
+
+
+def plain(text: str) -> str:
+    """Return a text with composed letters, and full-width ones as plain ones: the form in which answers are compared.
+
+    >>> plain("\uff21\uff0c\uff11"), plain("e\u0301") == "\u00e9"
+    ('A,1', True)
+    """
+    return unicodedata.normalize("NFC", text).translate(WIDE)
+
+
+def without_thinking(text: str) -> str:
+    """Return a reply without its thinking: empty if that was never ended."""
     thoughts = list(_THOUGHT.finditer(text))
     if not thoughts:
         return text.strip()
@@ -115,7 +132,7 @@ def marked(text: str) -> str | None:
     tagged = _tagged(text)
     if tagged:
         # <answer>\boxed{B}</answer> and <answer>The answer is B</answer> are common.
-        return marked(tagged) or tagged
+        return marked(tagged) or _denial(tagged)
     return _boxed(text) or _keyed(text) or next(_statements(text), None)
 
 
@@ -154,12 +171,19 @@ def _keyed(text: str) -> str:
     return value.strip("\"'[] ").replace('"', "")
 
 
-def _statements(text: str) -> Iterator[str]:
-    """Yield what is said to be the answer, the last statement first; denials are left out."""
+def _statements(text: str, *, denials: bool = False) -> Iterator[str]:
+    """Yield what is said to be the answer, the last statement first; or what it is said not to be (`denials`)."""
     for match in reversed(list(_SAYS.finditer(text))):
         sentence = _sentence(text, match.end())
-        if sentence and not _NOT.match(sentence) and not _NOT.match(match[0]):
+        # "Answer: not for sale" denies nothing.
+        denies = bool(match["verb"] and ":" not in match[0] and _DENIES.match(sentence))
+        if sentence and denies is denials and not _DENIED.match(match[0]):
             yield sentence
+
+
+def _denial(text: str) -> str:
+    """Return what the answer is said not to be, where nothing is said to be it ("not applicable"), else all of it."""
+    return next(_statements(text, denials=True), text)
 
 
 def _sentence(text: str, start: int) -> str:
@@ -177,7 +201,7 @@ def _sentence(text: str, start: int) -> str:
             break
     sentence = _COPULA.sub("", body[:end].strip())
     found = _REASON.sub("", sentence).strip().strip("*_").strip() or sentence
-    return found.removesuffix('"') if text[:start].endswith('"') else found
+    return found.removesuffix(_CLOSING.get(text[start - 1 : start], ""))
 
 
 def _abbreviation(text: str, at: int) -> str:

@@ -14,6 +14,7 @@ after a number ("15 A") never count.
 """
 
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
@@ -45,7 +46,8 @@ _NO_ARTICLE: Final = re.compile(
 _NO_PRONOUN: Final = re.compile(r"\s*(?:\Z|[^\w\s'\u2019]|\s(?:is|or|and)\b)")
 _CLAUSE: Final = re.compile(
     r"[.;!?\n\u3002]|(?<!anything),?\s(?:but|so|therefore|thus|hence|instead(?! of)|rather(?! than)|sondern|sino|pero"
-    r"|mais|aber|mas|ma|но)\b|,\s*(?:it'?s|it is|the answer|i think|es ist|c'est|es la|所以|因此|是)|而是|ではなく"
+    r"|mais|aber|mas|ma|но)\b|,\s*(?:it'?s|it is|the answer|i think|es ist|c'est|es la|所以|因此|是|[选選](?![项項]))"
+    r"|而是|ではなく"
 )
 _LIST: Final = rf"{_PLACE}\s*(?:,|/|、)?\s*(?:or|and|nor|ni|y|o|und|oder|ou|et|或|和)?"
 _FILLER: Final = (
@@ -202,8 +204,9 @@ def _spans(read: Sequence[Token], options: Sequence[str]) -> Iterator[tuple[int,
         wanted = [token.text for token in tokens(option)]
         for at in places.get(wanted[0], ()) if wanted else ():
             end = at + len(wanted)
-            if plain[at:end] == wanted and not (_alters(read, at - 1) or _alters(read, end)):
-                yield read[at].start, read[end - 1].end, index
+            start, stop = read[at].start, read[min(end, len(read)) - 1].end
+            if plain[at:end] == wanted and not (_alters(read, at - 1, start) or _alters(read, end, stop)):
+                yield start, stop, index
 
 
 def _plain(token: Token) -> str:
@@ -212,13 +215,21 @@ def _plain(token: Token) -> str:
     return chr(ord("a") + (code - _LETTER) % (_STRONG - _LETTER)) if letter else token.text
 
 
-def _alters(read: Sequence[Token], at: int) -> bool:
-    return (
-        0 <= at < len(read)
-        and read[at].kind == "sign"
-        and read[at].text not in "='\""
-        and ord(read[at].text[0]) < _FIRST
-    )
+def _alters(read: Sequence[Token], at: int, edge: int) -> bool:
+    """Return whether a token changes the value of the text that begins or ends at `edge`."""
+    if not 0 <= at < len(read) or ord(read[at].text[0]) >= _FIRST:
+        return False
+    token = read[at]
+    if token.kind == "word":  # it goes on after a vowel sign
+        return at > 0 and token.start == edge and _is_mark(read[at - 1])
+    if _is_mark(token):  # of another word, unless it touches
+        return edge in (token.start, token.end)
+    return token.kind == "sign" and token.text not in "='\""
+
+
+def _is_mark(token: Token) -> bool:
+    """Return whether a token is a vowel sign or an accent."""
+    return unicodedata.category(token.text[0])[0] == "M"
 
 
 def _denied(form: str, at: int) -> bool:
@@ -228,7 +239,7 @@ def _denied(form: str, at: int) -> bool:
     end = _CLAUSE.search(after)
     return (
         _DENIED_BEFORE.search(before) is not None
-        or _DENIED_AFTER.match(after[: end.start()] if end else after) is not None
+        or _DENIED_AFTER.match(after[: end.end()] if end else after) is not None
     )
 
 

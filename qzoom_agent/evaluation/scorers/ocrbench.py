@@ -5,9 +5,11 @@ VLMEvalKit, both after the authors' MultimodalOCR, OCRBench/example.py.
 """
 
 import re
+import unicodedata
 from collections.abc import Callable
 from typing import Final
 
+from qzoom_agent.data.answers import CJK, FULL_WIDTH
 from qzoom_agent.data.samples import Sample
 from qzoom_agent.evaluation.scorers.open_answer import compared
 from qzoom_agent.evaluation.tasks.task import Score, lmms_eval, scorer, vlmevalkit
@@ -16,7 +18,8 @@ FORMULAS: Final = "HME100k"
 """Dataset of the formulas."""
 FORMULA_KIND: Final = "Handwritten Mathematical Expression Recognition"
 """Their `question_type`."""
-_FULL_WIDTH: Final = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: 0x20}
+_IN_WORD: Final = rf"[^\W{CJK}\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]"
+"""A letter or digit of a word that spaces part from others; not in East Asian, Thai, Lao, Burmese or Khmer text."""
 
 
 @scorer(lmms_eval("tasks/ocrbench/utils.py: ocrbench_process_results"))
@@ -27,7 +30,7 @@ def faithful(text: str, sample: Sample) -> Score:
     """
     if sample.meta.get("dataset") == FORMULAS:
         return _contains(text, sample, formula)
-    return _contains(text, sample, lambda one: line(one.translate(_FULL_WIDTH)))
+    return _contains(text, sample, lambda one: line(one.translate(FULL_WIDTH)))
 
 
 @scorer(vlmevalkit("vlmeval/dataset/image_vqa.py: OCRBench.evaluate"))
@@ -40,7 +43,7 @@ def kit(text: str, sample: Sample) -> Score:
 def clean(text: str, sample: Sample) -> Score:
     """Find the right text as whole words, in the first characters of the final answer (twice its length and 16)."""
     form = formula if sample.meta.get("dataset") == FORMULAS else line
-    return compared(text, sample, lambda said: float(any(_holds(form(said), form(gold)) for gold in sample.answers)))
+    return compared(text, sample, lambda said, golds: float(any(_holds(form(said), form(gold)) for gold in golds)))
 
 
 def _contains(text: str, sample: Sample, form: Callable[[str], str]) -> Score:
@@ -50,7 +53,9 @@ def _contains(text: str, sample: Sample, form: Callable[[str], str]) -> Score:
 
 def _holds(said: str, gold: str) -> bool:
     said = said[: 2 * len(gold) + 16]
-    return bool(gold) and re.search(rf"(?<!\w){re.escape(gold)}(?!\w)", said) is not None
+    places = re.finditer(rf"(?<!{_IN_WORD}){re.escape(gold)}(?!{_IN_WORD})", said) if gold else ()
+    # A vowel sign or an accent after the text belongs to its last letter.
+    return any(unicodedata.category(said[place.end() : place.end() + 1] or " ")[0] != "M" for place in places)
 
 
 def formula(text: str) -> str:

@@ -21,6 +21,7 @@ import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
@@ -88,11 +89,11 @@ def clean(text: str, sample: Sample) -> Score:
     if sample.options:
         return choice.clean(text, sample)
     if "gold" in sample.meta:
-        reply = extraction.said(text).rpartition("<answer>")[2].partition("</answer>")[0]
+        reply = extraction.without_thinking(text).rpartition("<answer>")[2].partition("</answer>")[0]
         return Score(_worth(reply, sample), reply.strip() or None)
     if sample.kind in QUESTIONS and all(len(gold.split()) < _LONG for gold in sample.answers):
         return ocrbench.clean(text, sample)
-    return compared(text, sample, lambda said: _worth(said, sample))
+    return compared(text, sample, lambda said, golds: _worth(said, replace(sample, answers=tuple(golds))))
 
 
 def _worth(said: str, sample: Sample) -> float:

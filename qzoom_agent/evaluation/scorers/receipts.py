@@ -8,9 +8,10 @@ right answer in the same way, so that "04/05/2018" is another date. "25/04/2018"
 import re
 from datetime import date
 from decimal import Decimal
+from functools import partial
 from typing import Final
 
-from qzoom_agent.data.answers import LONGEST, number
+from qzoom_agent.data.answers import GROUPS, LONGEST, number, written
 from qzoom_agent.data.samples import Sample
 from qzoom_agent.evaluation.scorers.anls import anls
 from qzoom_agent.evaluation.scorers.match import exact_match
@@ -20,10 +21,10 @@ from qzoom_agent.evaluation.tasks.task import Score, scorer
 TOTAL: Final = "total"
 DATE: Final = "date"
 _CURRENCY: Final = r"(?:[A-Za-z]{1,3}\s?|[^\w\s]\s?)?"
-_NUMBER: Final = re.compile(r"\d(?:[\d.,']*\d)?")
+NUMBER: Final = re.compile(rf"{GROUPS}|\d(?:[\d.,']*\d)?")
 _MINUS: Final = re.compile(rf"(?<![A-Za-z]{{4}})-{_CURRENCY}\Z")
 """A sign right before a number or its currency; what stands between words or spaces is a dash."""
-_PRICE: Final = re.compile(rf"\s*-?{_CURRENCY}-?\d[\d,]*\.\d\d\s*")
+_PRICE: Final = re.compile(rf"-?{_CURRENCY}-?(?:{NUMBER.pattern})(?<=[.,]\d\d)")
 """Nothing but an amount, perhaps with a currency before it."""
 _MONTHS: Final = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _MONTH: Final = rf"(?P<month>{'|'.join(_MONTHS)})[a-z]*"
@@ -38,20 +39,21 @@ _DATES: Final = re.compile(
     r")(?!\d)(?![-/.]\d)",
     re.IGNORECASE,
 )
+_EAST_ASIAN: Final = re.compile(r"(?<!\d)(\d{4})\s?[年년]\s?(\d{1,2})\s?[月월]\s?(?=\d)")
 
 
 @scorer()
 def clean(text: str, sample: Sample) -> Score:
     """Score the final answer: companies and addresses by ANLS, everything else as right or wrong (`same`)."""
     if sample.kind in ("company", "address"):
-        return compared(text, sample, lambda said: anls(said, sample.answers, raw_length=False))
+        return compared(text, sample, partial(anls, raw_length=False))
     return exact(text, sample)
 
 
 @scorer()
 def exact(text: str, sample: Sample) -> Score:
     """Return 1 if the final answer is the right one: as an amount, as a date, or as text."""
-    return compared(text, sample, lambda said: float(any(same(said, gold, sample.kind) for gold in sample.answers)))
+    return compared(text, sample, lambda said, golds: float(any(same(said, gold, sample.kind) for gold in golds)))
 
 
 def same(said: str, gold: str, kind: str) -> bool:
@@ -68,13 +70,15 @@ def same(said: str, gold: str, kind: str) -> bool:
     (True, False)
     """
     if kind == TOTAL:
-        return amount(gold) is not None and amount(said) == amount(gold)
+        return exact_match(said, gold) or (amount(gold) is not None and amount(said) == amount(gold))
     if kind == DATE:
         both = [(day_in(said, day_first=order), day_in(gold, day_first=order)) for order in (True, False)]
         return exact_match(said, gold) or any(told is not None and told == meant for told, meant in both)
-    return exact_match(said, gold) or bool(
-        _PRICE.fullmatch(gold) and _PRICE.fullmatch(said) and amount(said) == amount(gold)
-    )
+    return exact_match(said, gold) or (_is_price(gold) and _is_price(said) and amount(said) == amount(gold))
+
+
+def _is_price(text: str) -> bool:
+    return len(text) <= LONGEST and _PRICE.fullmatch(written(text)) is not None
 
 
 def amount(text: str) -> Decimal | None:
@@ -83,11 +87,12 @@ def amount(text: str) -> Decimal | None:
     >>> amount("RM 1,234.50"), amount("-$5"), amount("Total - 5"), amount("5 and 6")
     (Decimal('1234.5'), Decimal('-5'), Decimal('5'), None)
     """
-    found = list(_NUMBER.finditer(text)) if len(text) <= LONGEST else []
+    form = written(text) if len(text) <= LONGEST else ""
+    found = list(NUMBER.finditer(form))
     if len(found) != 1:
         return None
     value = number(found[0][0])
-    return -value if value is not None and _MINUS.search(text, 0, found[0].start()) else value
+    return -value if value is not None and _MINUS.search(form, 0, found[0].start()) else value
 
 
 def day_in(text: str, *, day_first: bool = True) -> date | None:
@@ -102,8 +107,9 @@ def day_in(text: str, *, day_first: bool = True) -> date | None:
     """
     if len(text) > LONGEST:
         return None
-    found = [day for match in _DATES.finditer(text) if (day := _day(match, day_first)) is not None]
-    rest = re.sub(r"\d{1,2}:\d{2}(?::\d{2})?", " ", _DATES.sub(" ", text))
+    form = _EAST_ASIAN.sub(r"\1-\2-", written(text))
+    found = [day for match in _DATES.finditer(form) if (day := _day(match, day_first)) is not None]
+    rest = re.sub(r"\d{1,2}:\d{2}(?::\d{2})?", " ", _DATES.sub(" ", form))
     return found[0] if len(found) == 1 and not any(char.isdigit() for char in rest) else None
 
 

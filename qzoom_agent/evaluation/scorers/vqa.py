@@ -103,4 +103,4 @@ def kit(text: str, sample: Sample) -> Score:
 @scorer()
 def clean(text: str, sample: Sample) -> Score:
     """Score the final answer by the same measure."""
-    return compared(text, sample, lambda said: soft_accuracy(said, sample.answers))
+    return compared(text, sample, soft_accuracy)

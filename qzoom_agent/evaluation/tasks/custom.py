@@ -9,6 +9,7 @@ beside it. All rows are checked when the task is loaded, before a model is asked
 """
 
 import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -41,9 +42,11 @@ def custom_task(path: Path, *, name: str | None = None) -> Task:
 
 
 def task_name(path: Path) -> str:
-    """Return a name for the task in a file or folder."""
+    """Return a name for the task in a file or folder: its letters, with their accents and vowel signs, and digits."""
     resolved = path.resolve()
-    return re.sub(r"[^\w.-]+", "-", resolved.name if resolved.is_dir() else resolved.stem).strip("-") or "own"
+    name = unicodedata.normalize("NFC", resolved.name if resolved.is_dir() else resolved.stem)
+    kept = (char if char in "_.-" or unicodedata.category(char)[0] in "LMN" else " " for char in name)
+    return re.sub("[ \ufe0e\ufe0f\u20e3]+", "-", "".join(kept)).strip("-") or "own"  # marks of emoji are no letters
 
 
 def load(name: str, path: Path, source: TaskSource) -> RowSamples:

@@ -10,11 +10,11 @@ The words of the questions are here alone: the tasks ask the first wording of ea
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from qzoom_agent.data.answers import number
 from qzoom_agent.data.image_column import seen
 from qzoom_agent.data.receipts import Line, Receipt, Rect, read_receipts
 from qzoom_agent.data.rows import Row, Rows, RowSamples
@@ -22,7 +22,7 @@ from qzoom_agent.data.samples import Sample, TaskSource
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.scorers import anls, receipts
 from qzoom_agent.evaluation.scorers.anls import levenshtein
-from qzoom_agent.evaluation.scorers.receipts import DATE, TOTAL, amount, same
+from qzoom_agent.evaluation.scorers.receipts import DATE, NUMBER, TOTAL, amount, same
 from qzoom_agent.evaluation.tasks.task import Task
 from qzoom_agent.files import expanded
 from qzoom_agent.geometry import Box
@@ -50,7 +50,8 @@ _ROW: Final = 0.5
 """Furthest that the middles of two lines of one row are apart, as a share of the height."""
 _INLINE: Final = re.compile(r"\s*(?P<label>[^:]{3,24}?)(?<!\d)\s*:\s*(?P<value>[^:\s](?:[^:]|:(?=\d\d))*?)\s*")
 _COLON: Final = re.compile(r":(?!\d\d)")
-_AMOUNT: Final = re.compile(r"(?<![\d./:-])\d[\d,]*(?:\.\d+)?(?![\d/:-])")
+_AMOUNT: Final = re.compile(rf"(?<![\d./:-])(?:{NUMBER.pattern})(?![\d/:-])")
+_CENTS: Final = re.compile(r"[.,]\d{1,2}(?!\d)")
 
 
 class ReceiptQuestion(NamedTuple):
@@ -167,7 +168,7 @@ def _amounts(line: Line, value: str) -> Iterator[Rect]:
         return
     for match in _AMOUNT.finditer(line.text):
         written = match[0]
-        if ("." in written) >= ("." in value) and Decimal(written.replace(",", "")) == abs(wanted):
+        if bool(_CENTS.search(written)) >= bool(_CENTS.search(value)) and number(written) == abs(wanted):
             box = found_in(line, written)
             if box is not None:
                 yield box

@@ -6,6 +6,7 @@ base, well enough to tell 12 GB from 40 GB.
 """
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Final, NamedTuple
@@ -26,6 +27,9 @@ _TEXT_TOKENS: Final = 60
 _LOOKED_AT: Final = 16
 """Rows of a batch that is only looked at."""
 
+_BASE: Final = "the base"
+_HELD_OUT: Final = "held out, looked at"
+_OWN_CALLS: Final = "at most answered by own calls"
 DEVICE_GB: Final = 80
 """Memory of a large device."""
 _STATES: Final = 20
@@ -148,95 +152,125 @@ class Work(NamedTuple):
         ]
 
 
+@dataclass(frozen=True)
+class _Estimate:
+    """The work of each stage, in order, for a base with these budgets and layers (0: unknown)."""
+
+    recipe: BranchRecipe
+    views: ViewBudget
+    layers: int
+
+    def tokens(self, budget: int | None) -> int:
+        """Return the tokens of a prompt over a view at a budget (None: the preset's)."""
+        return (self.views.coarse_max_tokens if budget is None else budget) + _TEXT_TOKENS
+
+    @property
+    def crop(self) -> int:
+        return self.views.crop_max_tokens
+
+    def training(self, what: str, how: Optimisation, rows: int | None, tokens: float, layers: float) -> Work:
+        total = None if rows is None else rows * how.num_train_epochs
+        return Work(what, total, tokens, how.per_device_train_batch_size, how=how, layers=layers, own=what == _BASE)
+
+    def attended(self, rows: int | None, when: str = "") -> list[Work]:
+        how = self.recipe.labelling
+        names = ["read with the answer"] if how.response == "gold" else ["answered", "read with the answer"]
+        return [Work(name + when, rows, self.tokens(how.tokens), how.batch) for name in names]
+
+    def labelled(self, rows: int | None, when: str = "") -> list[Work]:
+        how, tokens = self.recipe.labelling, self.tokens(None) + self.crop
+        cropped = [Work(f"answered with a crop{when}", rows, tokens, how.batch)] if how.keep == "crop" else []
+        return self.attended(rows, when) + cropped
+
+    def fitted(self, how: Optimisation, rows: int | None) -> list[Work]:
+        """Return the training of SD-RPN on labelled rows, and its measurement."""
+        stage = self.recipe.sdrpn
+        used = None if rows is None else math.ceil(stage.share * rows * (1 + stage.absent))
+        held = least(stage.report, count_rows(self.recipe.held_out))
+        tokens = fmean(map(self.tokens, stage.tokens))
+        return [self.sdrpn(how, used, tokens), Work(_HELD_OUT, held, tokens, _LOOKED_AT, len(stage.tokens))]
+
+    def sdrpn(self, how: Optimisation, rows: int | None, tokens: float) -> Work:
+        return self.training("SD-RPN", how, rows, tokens, self.recipe.depth - 0.7)  # of the last layer query and keys
+
+    def postsft(self, rows: int | None) -> list[Work]:
+        stage, coarse = self.recipe.postsft, self.tokens(None)
+        rows, again = least(stage.records, rows), least(stage.refit_records, count_rows(self.recipe.data))
+        return [
+            Work("answered", rows, coarse, stage.batch),
+            Work("looked at", rows, coarse, stage.batch),
+            Work("answered with a crop", rows, coarse + self.crop, stage.batch),
+            self.training(_BASE, stage.optimisation, rows, coarse + self.crop, self.layers),
+            *self.labelled(again, " anew"),
+            *self.fitted(stage.refit, again),
+        ]
+
+    def regions(self, rows: int | None) -> list[Work]:
+        stage, shown = self.recipe.regions, self.recipe.max_regions
+        rows, tokens = least(stage.records, rows), fmean(map(self.tokens, stage.tokens))
+        # without a region, with those proposed, without each of several, with a control, and with each candidate
+        sets = 3 + (shown if shown > 1 else 0) + stage.next_peaks + stage.moves
+        read = tokens + shown * self.crop
+        return [
+            Work("looked at", rows, tokens, stage.batch, stage.rounds),
+            Work("at most read with the answer", rows, read, stage.batch, stage.rounds * sets),
+            self.sdrpn(stage.optimisation, None if rows is None else rows * stage.rounds, tokens),
+        ]
+
+    def gate(self, rows: int | None) -> list[Work]:
+        stage = self.recipe.gate
+        rows, lowest = least(stage.records, rows), self.tokens(stage.tokens[0])
+        work = [Work("answered", rows, fmean(map(self.tokens, stage.tokens)), stage.batch, len(stage.tokens))]
+        if stage.with_crop:
+            work.append(Work("looked at", rows, lowest, stage.batch))
+            work.append(Work("answered with a crop", rows, lowest + self.crop, stage.batch))
+        if stage.own_calls:
+            work.append(Work(_OWN_CALLS, rows, lowest + 2 * self.crop, 1))
+        read = fmean(self.tokens(stage.tokens[at]) for at in stage.budgets_read)
+        return [*work, self.training("the gate", stage.optimisation, rows, read, self.recipe.gate_depth)]
+
+    def further(self, rows: int | None) -> list[Work]:
+        stage, looked = self.recipe.further, self.tokens(self.recipe.labelling.tokens)
+        rows, longest = least(stage.records, rows), looked + stage.crops * self.crop
+        read = fmean(map(self.tokens, stage.tokens)) + self.crop * stage.crops / 2
+        layers = self.recipe.depth - 0.7 + self.recipe.gate_depth
+        return [
+            Work("looked at", rows, looked, stage.batch),
+            Work("at most answered, and asked for a call", rows, longest, stage.batch, 2 * stage.crops),
+            self.training("gate and SD-RPN", stage.optimisation, rows, read, layers),
+        ]
+
+    def calibrate(self) -> list[Work]:
+        """Without known boxes, all questions are answered once, and wrong ones with everything that may help."""
+        recipe, target, gate = self.recipe, self.recipe.calibration, self.recipe.gate
+        rows, seen = least(target.records, count_rows(recipe.held_out)), self.tokens(target.tokens)
+        work = [Work(_HELD_OUT, rows, seen, _LOOKED_AT)]
+        if all(one.is_needle for one in recipe.held_out):
+            return work
+        work.append(Work("answered if their boxes are unknown", rows, seen, gate.batch))
+        higher = [self.tokens(one) for one in target.higher_tokens or gate.tokens if self.tokens(one) > seen]
+        if higher:
+            work.append(Work("at most answered at more tokens", rows, fmean(higher), gate.batch, len(higher)))
+        tried = len(candidates(recipe))
+        work.append(Work("at most answered with a crop", rows, seen + self.crop, gate.batch, tried))
+        if gate.own_calls:
+            work.append(Work(_OWN_CALLS, rows, seen + 2 * self.crop, 1))
+        return work
+
+
 def work_of(recipe: BranchRecipe, stage: StageName, views: ViewBudget, *, layers: int) -> list[Work]:
     """Return the work of a stage in order, for a base with these budgets and layers (0: unknown)."""
-    coarse, crop = views.coarse_max_tokens + _TEXT_TOKENS, views.crop_max_tokens
-    rows, how, gate = count_rows(recipe.asked(stage)), recipe.labelling, recipe.gate
-
-    def over(tokens: int | None) -> int:
-        return coarse if tokens is None else tokens + _TEXT_TOKENS
-
-    def training(what: str, optimisation: Optimisation, count: int | None, tokens: float, trained: float) -> Work:
-        total = None if count is None else count * optimisation.num_train_epochs
-        batch = optimisation.per_device_train_batch_size
-        return Work(what, total, tokens, batch, how=optimisation, layers=trained, own=what == "the base")
-
-    def attended(when: str, count: int | None) -> list[Work]:
-        names = ["read with the answer"] if how.response == "gold" else ["answered", "read with the answer"]
-        return [Work(name + when, count, over(how.tokens), how.batch) for name in names]
-
-    def labelled(when: str, count: int | None) -> list[Work]:
-        cropped = [Work(f"answered with a crop{when}", count, coarse + crop, how.batch)] if how.keep == "crop" else []
-        return attended(when, count) + cropped
-
-    def sdrpn(optimisation: Optimisation, count: int | None) -> list[Work]:
-        used = None if count is None else math.ceil(recipe.sdrpn.share * count * (1 + recipe.sdrpn.absent))
-        held = least(recipe.sdrpn.report, count_rows(recipe.held_out))
-        tokens = fmean(map(over, recipe.sdrpn.tokens))
-        fit = training("SD-RPN", optimisation, used, tokens, recipe.depth - 0.7)  # of the last layer query and keys
-        return [fit, Work("held out, looked at", held, tokens, _LOOKED_AT, len(recipe.sdrpn.tokens))]
-
+    rows, estimate = count_rows(recipe.asked(stage)), _Estimate(recipe, views, layers)
     if stage == "select-heads":
-        return attended("", least(recipe.heads.records, rows))
+        return estimate.attended(least(recipe.heads.records, rows))
     if stage == "label":
-        return labelled("", rows)
+        return estimate.labelled(rows)
     if stage == "sdrpn":
-        return sdrpn(recipe.sdrpn.optimisation, rows)
-    if stage == "postsft":
-        tuning, rows = recipe.postsft, least(recipe.postsft.records, rows)
-        again = least(tuning.refit_records, count_rows(recipe.data))
-        return [
-            Work("answered", rows, coarse, tuning.batch),
-            Work("looked at", rows, coarse, tuning.batch),
-            Work("answered with a crop", rows, coarse + crop, tuning.batch),
-            training("the base", tuning.optimisation, rows, coarse + crop, layers),
-            *labelled(" anew", again),
-            *sdrpn(tuning.refit, again),
-        ]
-    if stage == "regions":
-        learn = recipe.regions
-        rows, tokens, shown = least(learn.records, rows), fmean(map(over, learn.tokens)), recipe.max_regions
-        # without a region, with those proposed, without each of several, with a control, and with each candidate
-        sets = 3 + (shown if shown > 1 else 0) + learn.next_peaks + learn.moves
-        again = None if rows is None else rows * learn.rounds
-        return [
-            Work("looked at", rows, tokens, learn.batch, learn.rounds),
-            Work("at most read with the answer", rows, tokens + shown * crop, learn.batch, learn.rounds * sets),
-            training("SD-RPN", learn.optimisation, again, tokens, recipe.depth - 0.7),
-        ]
-    if stage == "gate":
-        rows, lowest = least(gate.records, rows), over(gate.tokens[0])
-        work = [Work("answered", rows, fmean(map(over, gate.tokens)), gate.batch, len(gate.tokens))]
-        if gate.with_crop:
-            work.append(Work("looked at", rows, lowest, gate.batch))
-            work.append(Work("answered with a crop", rows, lowest + crop, gate.batch))
-        if gate.own_calls:
-            work.append(Work("at most answered by own calls", rows, lowest + 2 * crop, 1))
-        read = fmean(over(gate.tokens[at]) for at in gate.budgets_read)
-        return [*work, training("the gate", gate.optimisation, rows, read, recipe.gate_depth)]
-    if stage == "further":
-        more = recipe.further
-        rows, longest = least(more.records, rows), over(how.tokens) + more.crops * crop
-        read = fmean(map(over, more.tokens)) + crop * more.crops / 2
-        return [
-            Work("looked at", rows, over(how.tokens), more.batch),
-            Work("at most answered, and asked for a call", rows, longest, more.batch, 2 * more.crops),
-            training("gate and SD-RPN", more.optimisation, rows, read, recipe.depth - 0.7 + recipe.gate_depth),
-        ]
-    # without known boxes, all questions are answered once, and wrong ones with everything that may help
-    target = recipe.calibration
-    rows, seen = least(target.records, count_rows(recipe.held_out)), over(target.tokens)
-    work = [Work("held out, looked at", rows, seen, _LOOKED_AT)]
-    if all(one.is_needle for one in recipe.held_out):
-        return work
-    work.append(Work("answered if their boxes are unknown", rows, seen, gate.batch))
-    higher = [over(budget) for budget in target.higher_tokens or gate.tokens if over(budget) > seen]
-    if higher:
-        work.append(Work("at most answered at more tokens", rows, fmean(higher), gate.batch, len(higher)))
-    work.append(Work("at most answered with a crop", rows, seen + crop, gate.batch, len(candidates(recipe))))
-    if gate.own_calls:
-        work.append(Work("at most answered by own calls", rows, seen + 2 * crop, 1))
-    return work
+        return estimate.fitted(recipe.sdrpn.optimisation, rows)
+    if stage == "calibrate":
+        return estimate.calibrate()
+    later = {"postsft": estimate.postsft, "regions": estimate.regions, "gate": estimate.gate}
+    return {**later, "further": estimate.further}[stage](rows)
 
 
 def least(*counts: int | None) -> int | None:

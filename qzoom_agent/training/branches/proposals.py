@@ -256,13 +256,7 @@ def proposal_zoom(backend: HFBackend) -> Zoom:
     """Return the tool that cuts proposed crops, at the budget of the model's preset."""
     views = backend.defaults
     config = AgentConfig().resolved(model=backend.name, protocol=backend.protocol, defaults=views)
-    tool = ZoomConfig(
-        factor=views.factor,
-        min_tokens=views.crop_min_tokens,
-        max_tokens=views.crop_max_tokens,
-        min_side=views.crop_min_side,
-    )
-    return Zoom(tool.for_proposals(config.perception))
+    return Zoom(ZoomConfig.of(views, min_side=views.crop_min_side).for_proposals(config.perception))
 
 
 def answer_with_crop(

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
-from typing import Any
 
 import pytest
 from PIL import Image
@@ -16,47 +10,16 @@ from PIL import Image
 from qzoom_agent.data.samples import Sample
 from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.evaluation.scorers.judge import PROMPT, Judge, JudgeCacheLine, judged
+from tests.models.misbehaving import Connection, Misbehaving, Script, completion
 
 
-class Server:
-    """What was asked, and where."""
-
-    def __init__(self, reply: str | None) -> None:
-        self.reply, self.asked, self.keys = reply, list[dict[str, Any]](), list[str | None]()
-        self.url = ""
-        self.busy = 0
-        """Requests that are still refused."""
+def says(reply: str | None) -> Script:
+    """Return a script that always says `reply`; None: it answers with something else than JSON."""
+    return lambda asked: asked.reply("oops" if reply is None else completion(reply))
 
 
-@contextmanager
-def serve(reply: str | None) -> Iterator[Server]:
-    """An OpenAI-compatible server that always says `reply`; None: it answers with something else than JSON."""
-    server = Server(reply)
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            assert self.path == "/v1/chat/completions"
-            server.asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            server.keys.append(self.headers["Authorization"])
-            body = json.dumps({"choices": [{"message": {"content": reply}}]}) if reply is not None else "oops"
-            server.busy -= 1
-            self.send_response(503 if server.busy >= 0 else 200)
-            self.end_headers()
-            self.wfile.write(body.encode())
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = Thread(target=http.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    server.url = f"http://127.0.0.1:{http.server_port}/v1/"
-    try:
-        yield server
-    finally:
-        http.shutdown()
-        http.server_close()
-        thread.join()
+def busy(asked: Connection) -> None:
+    asked.reply({}, status="503 Service Unavailable")
 
 
 def question(gold: str, *, options: tuple[str, ...] = ()) -> Sample:
@@ -76,17 +39,17 @@ def at_once(_: float) -> None:
 def test_a_verdict_is_asked_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QZOOM_JUDGE_KEY", "k")
     cache = tmp_path / "verdicts" / "cache.jsonl"
-    with serve("Yes.") as server:
+    with Misbehaving(says("Yes.")) as server:
         judge = Judge(server.url, model="m", cache=cache)
         assert judge("Who?", "a man who bakes {gold}", "a baker")
         assert judge("Who?", "a man who bakes {gold}", "a baker")
         assert judge("Who?", "A BAKER", "a baker")  # the rule needs no judge
-        assert len(server.asked) == 1 and server.keys == ["Bearer k"]
-        (message,) = server.asked[0]["messages"]
+        assert len(server.requests) == 1 and server.requests[0].key == "Bearer k"
+        (message,) = server.requests[0].body["messages"]
         assert message["content"] == PROMPT.replace("{answer}", "\0").replace("{question}", "Who?").replace(
             "{gold}", "a baker"
         ).replace("\0", "a man who bakes {gold}")
-        assert server.asked[0]["model"] == "m" and server.asked[0]["temperature"] == 0
+        assert server.requests[0].body["model"] == "m" and server.requests[0].body["temperature"] == 0
     # The server is gone; what it said is still known, a torn line or not.
     with cache.open("a") as file:
         file.write('\n{"key": "torn')
@@ -99,25 +62,24 @@ def test_a_verdict_is_asked_once_and_kept(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("reply", ["no", "No, yes would be wrong.", "I cannot say", ""])
 def test_anything_but_yes_is_no(reply: str) -> None:
-    with serve(reply) as server:
+    with Misbehaving(says(reply)) as server:
         assert not Judge(server.url)("Who?", "a smith", "a baker")
 
 
 def test_a_server_that_talks_nonsense_is_an_error_that_says_so() -> None:
-    with serve(None) as server, pytest.raises(BackendError, match="judge by rule"):
+    with Misbehaving(says(None)) as server, pytest.raises(BackendError, match="judge by rule"):
         Judge(server.url, sleep=at_once)("Who?", "a smith", "a baker")
 
 
 def test_a_server_that_is_busy_is_asked_again() -> None:
     waits: list[float] = []
-    with serve("yes") as server:
-        server.busy = 3
+    with Misbehaving(lambda asked: (busy if len(server.requests) <= 3 else says("yes"))(asked)) as server:
         assert Judge(server.url, sleep=waits.append)("Who?", "a man who bakes", "a baker")
-        assert waits == [1.0, 2.0, 4.0] and len(server.asked) == 4
-        server.busy = 99
+        assert waits == [1.0, 2.0, 4.0] and len(server.requests) == 4
+        server.script = busy
         with pytest.raises(BackendError, match=r"gave no verdict: .*failed \(503.*QZOOM_JUDGE_KEY"):
             Judge(server.url, sleep=waits.append)("Who?", "a man who bakes", "a baker")
-        assert len(server.asked) == 4 + 7
+        assert len(server.requests) == 4 + 7
 
 
 def test_a_judge_is_tried_before_a_run_and_its_key_comes_from_the_variable_that_is_named(
@@ -125,15 +87,18 @@ def test_a_judge_is_tried_before_a_run_and_its_key_comes_from_the_variable_that_
 ) -> None:
     Judge().check()
     monkeypatch.setenv("MY_JUDGE", "secret\n")
-    with serve("Yes") as server:
+    with Misbehaving(says("Yes")) as server:
         judge = Judge(server.url, key_variable="MY_JUDGE")
         judge.check()
-        assert server.keys == ["Bearer secret"]
+        assert [one.key for one in server.requests] == ["Bearer secret"]
         assert "secret" not in f"{vars(judge)} {judge.record}"
-        server.busy = 1
+        server.script = busy
         with pytest.raises(BackendError, match="put its key into MY_JUDGE"):
             judge.check()
-    with serve("<think> Let me") as server, pytest.raises(BackendError, match=r"says '<think> Let me' where yes or no"):
+    with (
+        Misbehaving(says("<think> Let me")) as server,
+        pytest.raises(BackendError, match=r"says '<think> Let me' where yes or no"),
+    ):
         Judge(server.url).check()
 
 
@@ -145,11 +110,11 @@ def test_a_prompt_has_a_place_for_everything() -> None:
 
 
 def test_as_a_scorer_it_is_asked_only_where_the_rule_refuses() -> None:
-    with serve("yes") as server:
+    with Misbehaving(says("yes")) as server:
         score = judged(Judge(server.url))
         assert score("The answer is the baker.", question("a baker")) == (1.0, "the baker")
         assert score(None, question("a baker")) == (0.0, None)
         assert score("B", question("A", options=("one", "two"))) == (0.0, "B")
-        assert not server.asked
+        assert not server.requests
         assert score("<answer>someone who bakes</answer>", question("a baker")) == (1.0, "someone who bakes")
-        assert "someone who bakes" in server.asked[0]["messages"][0]["content"]
+        assert "someone who bakes" in server.requests[0].body["messages"][0]["content"]

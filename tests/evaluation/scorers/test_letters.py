@@ -519,3 +519,21 @@ def test_letter(reply: str, letter: str | None) -> None:
 @each_case(("options", "reply", "letter"), TEXTS)
 def test_texts_of_options(options: tuple[str, ...], reply: str, letter: str | None) -> None:
     assert choice(reply, options) == letter
+
+
+@each_case(
+    ("reply", "letter"),
+    [
+        ("गाड़ी का नीला रंग है", "B"),
+        ("लाल नहीं, नीला", "B"),
+        ("नीलाम", None),
+        ("नीली", None),
+    ],
+)
+def test_vowel_signs_belong_to_their_word(reply: str, letter: str | None) -> None:
+    assert choice(reply, ("लाल", "नीला", "हरा")) == letter
+
+
+@each_case(("reply", "letter"), [("AではなくBです", "B"), ("排除A和C\uff0c选B", "B"), ("不选A\uff0c选项B也不对", None)])
+def test_what_is_denied_in_east_asian_replies_is_not_chosen(reply: str, letter: str | None) -> None:
+    assert choice(reply, ("x", "y", "z")) == letter

@@ -73,6 +73,19 @@ from tests.cases import each_case
         ("\u20ac 3,50", "\u20ac3.50"),
         ("the red car", "red car"),
         ("STOP.", "stop"),
+        ("1'234.50", "1234.5"),
+        ("1\u2019234,50", "1,234.50"),
+        ("CHF 1'234'567.05", "CHF 1234567.05"),
+        ("\u0661\u066c\u0662\u0663\u0664\u066b\u0665", "1234.5"),
+        ("\u0665\u0660\u066a", "50%"),
+        ("%50", "50%"),
+        ("500\u5186", "\u00a5500"),
+        ("500 \u5143", "500"),
+        ("\uff15\uff10\uff10\u5143", "500\u5143"),
+        ("1,000\uc6d0", "\u20a91000"),
+        ("Rs. 500", "\u20b9500"),
+        ("\uff0550", "50 percent"),
+        ("\u0130ZM\u0130R", "izmir"),
     ],
 )
 def test_same_answer(prediction: str, gold: str) -> None:
@@ -171,6 +184,13 @@ def test_same_answer(prediction: str, gold: str) -> None:
         ("May 5", "May -5"),
         ("(5)", "-5"),
         ("Na+", "Na"),
+        ("1'234.50", "123450"),
+        ("%5", "0.5%"),
+        ("500\u5186", "$500"),
+        ("500\u5186", "500\u5143"),
+        ("5\u5143", "5\uc6d0"),
+        ("5\u4e07\u5143", "5\u5143"),
+        ("5% 50", "5 50%"),
     ],
 )
 def test_different_answer(prediction: str, gold: str) -> None:
@@ -204,6 +224,9 @@ def test_no_answer_is_wrong() -> None:
         ("12 a", None),
         ("NaN", None),
         ("\u0664\u0662", 42),
+        ("1'234.50", Decimal("1234.5")),
+        ("\u0663\u066b\u0665", Decimal("3.5")),
+        ("%50", 50),
     ],
 )
 def test_number(text: str, value: object) -> None:

@@ -8,8 +8,10 @@ from statistics import fmean
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
-from qzoom_agent.evaluation.scorers import anls, vqa
+from qzoom_agent.data.samples import Sample
+from qzoom_agent.evaluation.scorers import anls, chartqa, ocrbench, open_answer, vqa
 from tests.cases import each_case
 
 SHORT = st.text(alphabet="ab cB", max_size=8)
@@ -73,3 +75,46 @@ def test_soft_accuracy_leaves_one_out(golds: list[str]) -> None:
     expected = fmean(min(1, sum(one == "2" for one in normal[:at] + normal[at + 1 :]) / 3) for at in range(len(golds)))
     assert vqa.soft_accuracy("two", golds) == pytest.approx(expected)
     assert golds == before
+
+
+@each_case(
+    "gold",
+    [
+        "你好\uff0c世界",
+        "北京\uff08中国\uff09",
+        "it\u2019s",
+        "\uff21\uff22\uff23",
+        "東京\u3000タワー",
+        "\uff15\uff10\uff05",
+        "Mu\u0308ller",
+        "Hà Nội",
+    ],
+)
+def test_the_accepted_answer_itself_is_right_in_any_script(gold: str) -> None:
+    sample = Sample("1", "t", "", Image.new("RGB", (1, 1)), "?", gold, answers=(gold,) * 10)
+    for scorer in (anls.clean, chartqa.clean, ocrbench.clean, open_answer.rule, vqa.clean):
+        assert scorer(gold, sample).value == scorer(f"<answer>{gold}</answer>", sample).value == 1
+
+
+@each_case(
+    ("text", "gold", "value"),
+    [
+        ("图中的文字是北京。", "北京", 1),
+        ("上面写着ABC。", "ABC", 1),
+        ("It says ABCD.", "ABC", 0),
+        ("คำตอบคือกา", "กา", 1),
+        ("ที่นี่มีกี่", "ก", 0),
+        ("यह कला है", "कल", 0),
+        ("यह कला है", "कला", 1),
+        ("2012年", "12", 0),
+        ("共12个", "12", 1),
+    ],
+)
+def test_words_are_whole_where_spaces_part_them(text: str, gold: str, value: float) -> None:
+    sample = Sample("1", "ocrbench", "", Image.new("RGB", (1, 1)), "?", gold, answers=(gold,))
+    assert ocrbench.clean(text, sample).value == value
+
+
+def test_a_per_cent_sign_is_read_wherever_it_stands() -> None:
+    sample = Sample("1", "chartqa", "", Image.new("RGB", (1, 1)), "?", "0.5", answers=("0.5",))
+    assert [chartqa.clean(said, sample).value for said in ("50%", "%50", "\u0665\u0660\u066a", "50")] == [1, 1, 1, 0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from time import process_time
 from typing import Any
 
@@ -69,6 +71,15 @@ def test_the_final_answer_is_read_by_ours() -> None:
     assert clean("The answer is 12.", about("text counting en", "10", way="regression")).value == pytest.approx(0.8)
     assert clean("2012", about("cognition VQA en", "12")).value == 0
     assert clean("答案：北京大学", about("cognition VQA cn", "北京大学")).value == 1  # noqa: RUF001
+
+
+@each_case("kind", [kind for kind in FIELDS if kind.endswith("cn")] + ["cognition VQA cn"])
+def test_full_width_signs_of_the_right_answer_are_no_mistake(kind: str) -> None:
+    name = "北京\uff08中国\uff09有限公司\uff0c一部"
+    fields = kind in FIELDS
+    sample = replace(about(kind, name), meta={"gold": {"公司": [name]}} if fields else {})
+    reply = json.dumps({"公司": name}, ensure_ascii=False) if fields else name
+    assert clean(reply, sample).value == clean(f"<answer>{reply}</answer>", sample).value == 1
 
 
 @each_case("kind", RULES)

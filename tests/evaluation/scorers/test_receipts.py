@@ -57,10 +57,68 @@ def test_an_amount_is_the_same_in_every_currency_and_grouping(cents: int, form: 
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("-5.00", "-5"), ("-RM 0.02", "-0.02"), ("RM-0.02", "-0.02"), ("TOTAL - 9", "9"), ("9-", "9")]
+    ("text", "value"),
+    [
+        ("-5.00", "-5"),
+        ("-RM 0.02", "-0.02"),
+        ("RM-0.02", "-0.02"),
+        ("TOTAL - 9", "9"),
+        ("9-", "9"),
+        ("\u22125.00", "-5"),
+        ("\xa3 \uff0d12.50", "-12.5"),
+    ],
 )
 def test_a_sign_belongs_to_the_number_that_it_touches(text: str, value: str) -> None:
     assert amount(text) == Decimal(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("CHF 1'234.50", "1234.5"),
+        ("1\u2019234.50", "1234.5"),
+        ("1\u202f234,50 \u20ac", "1234.5"),
+        ("1.234,50 \u20ac", "1234.5"),
+        ("\uff19\uff0e\uff10\uff10", "9"),
+        ("\u0661\u066c\u0662\u0663\u0664\u066b\u0665\u0660", "1234.5"),
+        ("9.00\u5143", "9"),
+    ],
+)
+def test_an_amount_is_read_as_it_is_printed_elsewhere(text: str, value: str) -> None:
+    assert amount(text) == Decimal(value) and same(text, value, "total") and same(value, text, "total")
+    assert not same(text, f"{value}1", "total")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2018\u5e7412\u670825\u65e5",
+        "2018\ub144 12\uc6d4 25\uc77c 18:30",
+        "25\u201112\u20112018",
+        "\uff12\uff15\uff0f\uff11\uff12\uff0f\uff12\uff10\uff11\uff18",
+    ],
+)
+def test_a_date_is_read_as_it_is_printed_elsewhere(text: str) -> None:
+    assert same(text, "25/12/2018", "date") and not same(text, "24/12/2018", "date")
+    assert day_in(f"\u5e73\u6210{text[2:]}") is None  # a year of another calendar
+
+
+@pytest.mark.parametrize(
+    ("said", "gold", "right"),
+    [
+        ("CHF 1'234.50", "1234.50", True),
+        ("RM\uff19\uff0e\uff10\uff10", "9.00", True),
+        ("zl 1 234,50", "1234,50", True),
+        ("RM 9.00", "9.10", False),
+        ("A 12", "12", False),
+    ],
+)
+def test_a_price_beside_a_label_may_lack_its_currency(said: str, gold: str, right: bool) -> None:
+    assert same(said, gold, "beside") is same(gold, said, "beside") is right
+
+
+def test_a_value_that_is_no_amount_is_the_same_as_itself() -> None:
+    assert same("9.00 / 2", "9.00 / 2", "total") and not same("9.00", "9.00 / 2", "total")
 
 
 def test_replies_that_list_values_are_wrong() -> None:

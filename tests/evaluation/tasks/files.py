@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Features
+from datasets import Dataset, Features, Value
 from PIL import Image as Pillow
 from PIL import ImageDraw
 
@@ -32,8 +32,15 @@ def base64_png(image: Pillow.Image) -> str:
     return base64.b64encode(png(image)).decode()
 
 
-def dataset(rows: Sequence[Mapping[str, Any]], features: Mapping[str, Any]) -> Dataset:
-    return Dataset.from_list([dict(row) for row in rows], features=Features(features))
+def picture(text: str) -> dict[str, Any]:
+    """Return a picture as a row of a dataset holds it."""
+    return {"bytes": png(draw(text)), "path": None}
+
+
+def dataset(rows: Sequence[Mapping[str, Any]], features: Mapping[str, Any] | None = None) -> Dataset:
+    """Return rows as a table with these features; further columns hold text."""
+    every = {**dict.fromkeys(rows[0], Value("string")), **(features or {})}
+    return Dataset.from_list([dict(row) for row in rows], features=Features(every))
 
 
 def parquet(data: Dataset, path: Path) -> Path:

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from datasets import Image, List, Value
 
-from tests.evaluation.tasks.files import base64_png, dataset, draw, parquet, png
+from tests.evaluation.tasks.files import base64_png, dataset, draw, parquet, picture, png
 from tests.evaluation.tasks.receipt_folder import receipts
 
 TEXT: Final = Value("string")
@@ -30,7 +30,7 @@ def vstar(folder: Path) -> Path:
     ]
     rows = [
         {
-            "image": {"bytes": png(draw(f"V{number}")), "path": None},
+            "image": picture(f"V{number}"),
             "text": question
             + "".join(f"\n({letter}) {option}" for letter, option in zip("ABCD", options, strict=False))
             + "\nAnswer with the option's letter from the given choices directly.",
@@ -40,8 +40,7 @@ def vstar(folder: Path) -> Path:
         }
         for number, (category, question, options, label) in enumerate(asked)
     ]
-    columns = {"image": Image(), "text": TEXT, "category": TEXT, "label": TEXT, "question_id": TEXT}
-    dataset(rows, columns).save_to_disk(str(folder))
+    dataset(rows, {"image": Image()}).save_to_disk(str(folder))
     return folder
 
 
@@ -86,8 +85,7 @@ def hr_rows() -> list[dict[str, Any]]:
 
 def hr_bench_4k(folder: Path) -> Path:
     """One parquet file."""
-    columns = dict.fromkeys(("question", "answer", "category", *"ABCD", "cycle_category", "image"), TEXT)
-    return parquet(dataset(hr_rows(), {"index": Value("int64"), **columns}), folder / "hrbench_4k.parquet")
+    return parquet(dataset(hr_rows(), {"index": Value("int64")}), folder / "hrbench_4k.parquet")
 
 
 def hr_bench_8k(folder: Path) -> Path:
@@ -129,20 +127,18 @@ def mme(folder: Path) -> Path:
         }
         for number, (category, finer, answer) in enumerate(asked)
     ]
-    columns = dict.fromkeys(("bytes", "path", "index", "question", "answer", "category", "l2-category"), TEXT)
-    return parquet(dataset(rows, {**columns, "multi-choice options": List(TEXT)}), folder / "train.parquet")
+    return parquet(dataset(rows, {"multi-choice options": List(TEXT)}), folder / "train.parquet")
 
 
 def document_repository(folder: Path) -> Path:
     """A copy of the hub's repository that holds DocVQA and InfographicVQA as two configurations."""
-    shared = {"questionId": TEXT, "question": TEXT, "image": Image(), "answers": List(TEXT), "data_split": TEXT}
-    page = draw("page 7")
+    shared, page = {"image": Image(), "answers": List(TEXT)}, picture("page 7")
     pages = [
         {
             "questionId": str(100 + number),
             "question": question,
             "question_types": types,
-            "image": {"bytes": png(page), "path": None},
+            "image": page,
             "docId": 5,
             "ucsf_document_id": "abcd0001",
             "ucsf_document_page_no": "7",
@@ -164,7 +160,7 @@ def document_repository(folder: Path) -> Path:
             "question": question,
             "answers": answers,
             "answer_type": [kind],
-            "image": {"bytes": png(draw(f"I{number}")), "path": None},
+            "image": picture(f"I{number}"),
             "image_url": f"{number}.jpeg",
             "operation/reasoning": [],
             "ocr": "[]",
@@ -179,24 +175,10 @@ def document_repository(folder: Path) -> Path:
             ]
         )
     ]
-    parquet(
-        dataset(
-            pages,
-            shared
-            | {"question_types": List(TEXT), "docId": Value("int32")}
-            | dict.fromkeys(("ucsf_document_id", "ucsf_document_page_no"), TEXT),
-        ),
-        folder / "DocVQA" / "validation-00000-of-00001.parquet",
-    )
-    parquet(
-        dataset(
-            graphics,
-            shared
-            | dict.fromkeys(("answer_type", "operation/reasoning"), List(TEXT))
-            | dict.fromkeys(("image_url", "ocr"), TEXT),
-        ),
-        folder / "InfographicVQA" / "validation-00000-of-00001.parquet",
-    )
+    features = shared | {"question_types": List(TEXT), "docId": Value("int32")}
+    parquet(dataset(pages, features), folder / "DocVQA" / "validation-00000-of-00001.parquet")
+    features = shared | dict.fromkeys(("answer_type", "operation/reasoning"), List(TEXT))
+    parquet(dataset(graphics, features), folder / "InfographicVQA" / "validation-00000-of-00001.parquet")
     configs = "".join(
         f"- config_name: {name}\n  data_files:\n  - split: validation\n    path: {name}/validation-*\n"
         for name in ("DocVQA", "InfographicVQA")
@@ -207,9 +189,9 @@ def document_repository(folder: Path) -> Path:
 
 def chartqa(folder: Path) -> Path:
     """One parquet file."""
-    chart = draw("chart")
+    chart = picture("chart")
     rows = [
-        {"type": kind, "question": question, "answer": answer, "image": {"bytes": png(chart), "path": None}}
+        {"type": kind, "question": question, "answer": answer, "image": chart}
         for kind, question, answer in (
             ("human_test", "How many bars?", "0"),
             ("human_test", "Which two are they?", "[Yes, No]"),
@@ -217,9 +199,7 @@ def chartqa(folder: Path) -> Path:
             ("augmented_test", "What is the share?", "5%"),
         )
     ]
-    return parquet(
-        dataset(rows, {"type": TEXT, "question": TEXT, "answer": TEXT, "image": Image()}), folder / "test.parquet"
-    )
+    return parquet(dataset(rows, {"image": Image()}), folder / "test.parquet")
 
 
 def textvqa(folder: Path) -> Path:
@@ -229,7 +209,7 @@ def textvqa(folder: Path) -> Path:
             "image_id": f"im{number}",
             "question_id": 34602 + number,
             "question": "what is the brand on the NOKIA phone?",
-            "image": {"bytes": png(draw(answers[0])), "path": None},
+            "image": picture(answers[0]),
             "image_width": 96,
             "image_height": 64,
             "flickr_original_url": "",
@@ -241,12 +221,9 @@ def textvqa(folder: Path) -> Path:
             (["nokia"] * 8 + ["noka"] * 2, ["7-eleven"] * 3 + ["seven eleven"] * 7, ["two"] * 10, ["it's"] * 10)
         )
     ]
-    sizes = dict.fromkeys(("image_width", "image_height"), Value("int32"))
+    numbers = dict.fromkeys(("image_width", "image_height", "question_id"), Value("int32"))
     lists = dict.fromkeys(("ocr_tokens", "answers"), List(TEXT))
-    words = dict.fromkeys(("image_id", "question", "flickr_original_url", "set_name"), TEXT)
-    dataset(rows, {**words, **sizes, **lists, "question_id": Value("int32"), "image": Image()}).save_to_disk(
-        str(folder)
-    )
+    dataset(rows, {**numbers, **lists, "image": Image()}).save_to_disk(str(folder))
     return folder
 
 
@@ -265,12 +242,11 @@ def ocrbench(folder: Path) -> Path:
             "question": "what is written in the image?",
             "question_type": kind,
             "answer": answer,
-            "image": {"bytes": png(draw(answer[0])), "path": None},
+            "image": picture(answer[0]),
         }
         for name, kind, answer in asked
     ]
-    columns = {"dataset": TEXT, "question": TEXT, "question_type": TEXT, "answer": List(TEXT), "image": Image()}
-    parquet(dataset(rows, columns), folder / "data" / "test-00000-of-00001.parquet")
+    parquet(dataset(rows, {"answer": List(TEXT), "image": Image()}), folder / "data" / "test-00000-of-00001.parquet")
     return folder
 
 
@@ -330,7 +306,7 @@ def zoombench(folder: Path) -> Path:
     rows = [
         {
             "id": f"z{number}",
-            "image": {"bytes": png(draw(f"Z{number}")), "path": None},
+            "image": picture(f"Z{number}"),
             "crop_image": {"bytes": png(draw(f"Z{number}", size=(40, 40))), "path": None},
             "query": query,
             "response": response,
@@ -339,8 +315,7 @@ def zoombench(folder: Path) -> Path:
         }
         for number, (query, response, kind) in enumerate(asked)
     ]
-    columns = dict.fromkeys(("id", "query", "response", "question_type"), TEXT)
-    features = {**columns, "image": Image(), "crop_image": Image(), "bbox": List(Value("int64"))}
+    features = {"image": Image(), "crop_image": Image(), "bbox": List(Value("int64"))}
     parquet(dataset(rows, features), folder / "data" / "test.parquet")
     return folder
 
@@ -414,16 +389,10 @@ def hr_scene(folder: Path) -> Path:
         ("How many cells are there?", "12"),
     ]
     rows = [
-        {
-            "id": number,
-            "image": {"bytes": png(draw(f"H{number}")), "path": None},
-            "question": question,
-            "answer": answer,
-        }
+        {"id": number, "image": picture(f"H{number}"), "question": question, "answer": answer}
         for number, (question, answer) in enumerate(asked)
     ]
-    columns = {"id": Value("int64"), "image": Image(), "question": TEXT, "answer": TEXT}
-    return parquet(dataset(rows, columns), folder / "testmini.parquet")
+    return parquet(dataset(rows, {"id": Value("int64"), "image": Image()}), folder / "testmini.parquet")
 
 
 def xlrs_lite(folder: Path) -> Path:
@@ -444,12 +413,11 @@ def xlrs_lite(folder: Path) -> Path:
             "answer": answer,
             "category": category,
             "l2-category": category.split("/")[1],
-            "image": [{"bytes": png(draw(f"X{number}")), "path": None}],
+            "image": [picture(f"X{number}")],
         }
         for number, (category, answer) in enumerate(asked)
     ]
-    columns = dict.fromkeys(("path", "question", "answer", "category", "l2-category"), TEXT)
-    features = {**columns, "index": Value("int32"), "multi-choice options": List(TEXT), "image": List(Image())}
+    features = {"index": Value("int32"), "multi-choice options": List(TEXT), "image": List(Image())}
     dataset(rows, features).save_to_disk(str(folder))
     return folder
 
@@ -479,7 +447,7 @@ def charxiv(folder: Path) -> Path:
             "original_figure_path": f"{number}.jpg",
             "original_id": f"2004.1095{number}",
             "figure_path": f"images/{number}.jpg",
-            "image": {"bytes": png(draw(f"C{number}")), "path": None},
+            "image": picture(f"C{number}"),
             "num_subplots": 1 + row,
             "subplot_row": row,
             "subplot_col": column,
@@ -493,11 +461,9 @@ def charxiv(folder: Path) -> Path:
         }
         for number, (row, column, place, numbers, answers, question, answer, kind) in enumerate(asked)
     ]
-    texts = ("category", "year", "original_figure_path", "original_id", "figure_path", "subplot_loc", "reasoning_q")
     numbers = ("num_subplots", "subplot_row", "subplot_col", "reasoning_q_source", "reasoning_a_type")
-    features = dict.fromkeys((*texts, "reasoning_a", *(f"descriptive_a{at}" for at in range(1, 5))), TEXT)
     whole = dict.fromkeys((*numbers, *(f"descriptive_q{at}" for at in range(1, 5))), Value("int64"))
-    return parquet(dataset(rows, {**features, **whole, "image": Image()}), folder / "validation.parquet")
+    return parquet(dataset(rows, {**whole, "image": Image()}), folder / "validation.parquet")
 
 
 def ocrbench_v2(folder: Path) -> Path:
@@ -536,17 +502,17 @@ def ocrbench_v2(folder: Path) -> Path:
             "question": question,
             "type": kind,
             "answers": answers,
-            "image": {"bytes": png(draw(f"Q{number}")), "path": None},
-            "eval": more.get("eval", "None"),
-            "bbox": more.get("bbox"),
-            "bbox_list": more.get("bbox_list"),
-            "content": more.get("content"),
+            "image": picture(f"Q{number}"),
+            "eval": "None",
+            "bbox": None,
+            "bbox_list": None,
+            "content": None,
+            **more,
         }
         for number, (kind, question, answers, more) in enumerate(asked)
     ]
-    columns = dict.fromkeys(("dataset_name", "question", "type", "eval"), TEXT)
     lists = {"answers": List(TEXT), "content": List(TEXT), "bbox": List(Value("int32"))}
-    features = {**columns, **lists, "bbox_list": List(List(Value("int32"))), "id": Value("int32"), "image": Image()}
+    features = {**lists, "bbox_list": List(List(Value("int32"))), "id": Value("int32"), "image": Image()}
     parquet(dataset(rows, features), folder / "data" / "test-00000-of-00001.parquet")
     return folder
 

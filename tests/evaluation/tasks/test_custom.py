@@ -17,7 +17,7 @@ from qzoom_agent.data.samples import Samples, TaskSource
 from qzoom_agent.errors import ConfigError, ImageError
 from qzoom_agent.evaluation.runner import evaluate
 from qzoom_agent.evaluation.tasks.catalog import TASKS, find_task
-from qzoom_agent.evaluation.tasks.custom import custom_task
+from qzoom_agent.evaluation.tasks.custom import custom_task, task_name
 from qzoom_agent.evaluation.tasks.needle import TASK_NAMES as NEEDLE
 from qzoom_agent.evaluation.tasks.needle import sample, sample_seed
 from qzoom_agent.geometry import Box
@@ -112,7 +112,7 @@ def test_other_tables(tmp_path: Path, kind: str) -> None:
     row = {"image": "own.png", "question": "What?", "answer": "042", "boxes": "[[1, 2, 3, 4]]", "kind": "code"}
     file = tmp_path / f"table{kind}"
     if kind == ".parquet":
-        files.parquet(files.dataset([row], dict.fromkeys(row, fixtures.TEXT)), file)
+        files.parquet(files.dataset([row]), file)
     elif kind == ".json":
         file.write_text(json.dumps([row]))
     else:
@@ -122,6 +122,21 @@ def test_other_tables(tmp_path: Path, kind: str) -> None:
     (only,) = find_task(str(file)).load(TaskSource())
     assert (only.answer, only.boxes, only.kind, only.task) == ("042", (Box(1, 2, 3, 4),), "code", "table")
     assert only.image.size == (96, 64)
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("my questions?.csv", "my-questions"),
+        ("दिन.csv", "दिन"),
+        ("วันนี้.csv", "วันนี้"),
+        ("n\u0303.csv", "\u00f1"),
+        ("a--b.csv", "a--b"),
+        ("\u2764\ufe0f.csv", "own"),
+    ],
+)
+def test_a_task_keeps_the_letters_of_its_file(tmp_path: Path, file: str, name: str) -> None:
+    assert task_name(tmp_path / file) == name
 
 
 def test_a_folder_holds_one_table(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def test_what_a_rule_compares_with_is_read_from_the_columns(tmp_path: Path) -> N
     assert found["key information extraction cn"].meta["gold"] == {"日期": ["五月"]}
 
 
-def test_figures_are_the_complete_groups(tmp_path: Path) -> None:
+def test_figures_are_the_complete_groups() -> None:
     aggregate = TASKS["ocrbench-v2"].aggregate
     assert aggregate is not None and aggregate([]) == {}
     scored = [Scored(kind, value, {}) for kind, value in (("text counting en", 0.6), ("math QA en", 1.0))]

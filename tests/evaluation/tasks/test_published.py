@@ -124,13 +124,13 @@ def test_a_publishers_file(
 
 def test_chartqa_as_a_table_with_lists_and_classes(tmp_path: Path) -> None:
     """The columns and types of HuggingFaceM4/ChartQA."""
-    image, text = {"bytes": files.png(files.draw("chart")), "path": None}, Value("string")
+    image = files.picture("chart")
     rows = [
         {"image": image, "query": "How many?", "label": ["14"], "human_or_machine": 0},
         {"image": image, "query": "Which?", "label": ["[Yes, No]"], "human_or_machine": 1},
     ]
     classes = ClassLabel(names=["human", "machine"])
-    columns = {"image": Image(), "query": text, "label": List(text), "human_or_machine": classes}
+    columns = {"image": Image(), "label": List(Value("string")), "human_or_machine": classes}
     path = files.parquet(files.dataset(rows, columns), tmp_path / "ChartQA.parquet")
     read = TASKS["chartqa"].load(TaskSource(path=str(path)))
     assert [one.answers for one in read] == [("14",), ("[Yes, No]",)]

@@ -74,6 +74,9 @@ def test_a_value_that_is_printed_otherwise_is_found_and_another_is_not() -> None
     twice = [line("9.00", 0, 0), line("9.00", 0, 1)]
     assert place_of(twice, "total", "9.00") is None  # either may be the total
     assert place_of([line("1,234.50", 0, 0)], "total", "RM 1234.50") == (0.0, 0.0, 80.0, 20.0)
+    for printed, value in (("1.234,50", "1234,50 €"), ("1'234.50", "1234.50"), ("9,00", "€ 9.00")):
+        assert place_of([line(printed, 0, 0)], "total", value) == (0.0, 0.0, 10.0 * len(printed), 20.0)
+    assert place_of([line("9,00", 0, 0)], "total", "900") is None
 
 
 def test_only_labels_that_name_one_row_are_asked_about() -> None:

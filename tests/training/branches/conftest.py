@@ -22,14 +22,7 @@ Load = Callable[..., HFBackend]
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Family], Path]:
     """The folder of a family's tiny model, six layers deep; of two kinds of layers, half have full attention."""
-    made: dict[Family, Path] = {}
-
-    def get(family: Family) -> Path:
-        if family not in made:
-            made[family] = build(family, tmp_path_factory.mktemp(family), layers=6)
-        return made[family]
-
-    return get
+    return cache(lambda family: build(family, tmp_path_factory.mktemp(family), layers=6))
 
 
 @pytest.fixture(scope="session")
@@ -53,6 +46,15 @@ def load(_loaded: Callable[[Family], tuple[HFBackend, Branches]]) -> Load:
         return HFBackend(model, backend.processor, name=family, defaults=backend.defaults, branches=branches)
 
     return get
+
+
+def copied(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def same(before: dict[str, torch.Tensor], module: torch.nn.Module) -> bool:
+    after = module.state_dict()
+    return all(torch.equal(value, after[name]) for name, value in before.items())
 
 
 def picture(seed: int) -> Image.Image:

@@ -26,6 +26,7 @@ from qzoom_agent.training.branches import stages
 from qzoom_agent.training.branches.dataset import DatasetSpec, load_records
 from qzoom_agent.training.branches.export import export_model
 
+EVERY_STEP = {"save_steps": 1, "logging_steps": 1, "dataloader_num_workers": 0}
 RECIPE: dict[str, Any] = {
     "model": "nano",
     "k": 5,
@@ -38,13 +39,7 @@ RECIPE: dict[str, Any] = {
     "labelling": {"tokens": 25, "asking": "prediction", "keep": "all", "max_new_tokens": 4},
     "sdrpn": {
         "tokens": [16, 25],
-        "optimisation": {
-            "per_device_train_batch_size": 4,
-            "learning_rate": 1e-3,
-            "save_steps": 1,
-            "logging_steps": 1,
-            "dataloader_num_workers": 0,
-        },
+        "optimisation": {"per_device_train_batch_size": 4, "learning_rate": 1e-3, **EVERY_STEP},
     },
     "gate": {
         "tokens": [16, 25],
@@ -52,12 +47,7 @@ RECIPE: dict[str, Any] = {
         "with_crop": True,
         "records": 16,
         "max_new_tokens": 4,
-        "optimisation": {
-            "per_device_train_batch_size": 4,
-            "save_steps": 1,
-            "logging_steps": 1,
-            "dataloader_num_workers": 0,
-        },
+        "optimisation": {"per_device_train_batch_size": 4, **EVERY_STEP},
     },
 }
 
@@ -160,13 +150,7 @@ def test_a_base_that_crops_hurt_is_tuned_refitted_calibrated_and_shipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With cases that are made up: at toy length no crop hurts. Questions of the stage's own data, of two sources."""
-    fast = {
-        "learning_rate": 1e-3,
-        "per_device_train_batch_size": 2,
-        "save_steps": 1,
-        "logging_steps": 1,
-        "dataloader_num_workers": 0,
-    }
+    fast = {"learning_rate": 1e-3, "per_device_train_batch_size": 2, **EVERY_STEP}
     sources = [{"path": "needle", "limit": limit, "seed": seed} for limit, seed in ((12, 2), (4, 3))]
     postsft = {"data": sources, "records": 8, "refit_records": 6, "max_new_tokens": 2, "positions": "plain"}
     recipe = written(

@@ -13,7 +13,7 @@ from datasets import Dataset
 from PIL import ImageOps
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from qzoom_agent.agent import Agent
@@ -44,7 +44,7 @@ from qzoom_agent.training.branches.postsft import choose_cases, find_cases, rand
 from qzoom_agent.training.branches.proposals import auc, look_at_batch, propose_boxes, with_crop
 from qzoom_agent.training.branches.sdrpn import MapLoss, map_rows, train_sdrpn
 from tests.tiny_models import Family
-from tests.training.branches.conftest import Load
+from tests.training.branches.conftest import Load, copied, same
 
 FAMILIES: tuple[Family, ...] = ("qwen2_5_vl", "qwen3_vl", "qwen3_5", "gemma4", "llava")
 LEARNERS = ("qwen2_5_vl", *(pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES[1:]))
@@ -62,15 +62,6 @@ FAST = Optimisation(
 
 def recipe(**sections: Any) -> BranchRecipe:
     return BranchRecipe(**{"data": [DatasetSpec(path="needle")], **sections}, depth=2, gate_depth=2, k=3)
-
-
-def copied(module: nn.Module) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in module.state_dict().items()}
-
-
-def same(before: dict[str, Tensor], module: nn.Module) -> bool:
-    after = module.state_dict()
-    return all(torch.equal(value, after[name]) for name, value in before.items())
 
 
 def labels_of(records: Records, grid: tuple[int, int]) -> Dataset:

@@ -13,17 +13,11 @@ from safetensors.torch import load_file
 
 from qzoom_agent.cli.main import main as qzoom
 from tests.training.branches import killing
-from tests.training.branches.test_branch_stages import equal, weights, written
+from tests.training.branches.test_branch_stages import EVERY_STEP, equal, weights, written
 
 pytestmark = pytest.mark.slow
 
-HOW = {
-    "per_device_train_batch_size": 2,
-    "save_steps": 1,
-    "logging_steps": 1,
-    "dataloader_num_workers": 0,
-    "learning_rate": 1e-4,
-}
+HOW = {"per_device_train_batch_size": 2, "learning_rate": 1e-4, **EVERY_STEP}
 
 
 @pytest.fixture(scope="module")

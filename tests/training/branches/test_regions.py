@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import concatenate_datasets
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import log_softmax
 from torch.utils.data import Subset
 from yaml import safe_dump
@@ -29,7 +29,7 @@ from qzoom_agent.training.branches.regions import RegionLoss, answer_log_probabi
 from qzoom_agent.training.branches.sdrpn import map_rows
 from qzoom_agent.views import ViewStore
 from qzoom_agent.zoom.zoom import ZoomPlan
-from tests.training.branches.conftest import Load
+from tests.training.branches.conftest import Load, copied, same
 
 WHITE = Box(28, 28, 56, 84)
 """Where the answers are in the pictures of these tests."""
@@ -57,14 +57,6 @@ def prepared(load: Load) -> HFBackend:
     rules = {"box": (0.4, 0.6), "peak_share": 0.98, "blur": "none"}
     backend.branches.config = backend.branches.config.model_copy(update=rules)
     return backend
-
-
-def copied(module: nn.Module) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in module.state_dict().items()}
-
-
-def same(before: dict[str, Tensor], module: nn.Module) -> bool:
-    return all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
 
 
 @pytest.fixture

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -37,6 +34,7 @@ from qzoom_agent.training.sft.demonstrations import Demonstrations, Demonstrator
 from qzoom_agent.training.sft.sft_recipe import ColdStartRecipe, TeacherServer, load_coldstart_recipe
 from qzoom_agent.views import ViewStore
 from tests.cases import each_case
+from tests.models.misbehaving import Connection, Misbehaving, completion
 from tests.tiny_models import QWEN_TEMPLATE, build
 
 FACTORS = {"qwen2_5_vl": 28, "qwen3_vl": 32}
@@ -232,50 +230,27 @@ def test_a_habit_meets_the_review(nano: HFBackend) -> None:
         recipe(boxes="sdrpn", hybrid=0.5)
 
 
-class Canned(BaseHTTPRequestHandler):
-    """A server that calls for a zoom once and then answers."""
-
-    seen: ClassVar[list[dict[str, Any]]] = []
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.seen.append({"body": body, "key": self.headers.get("Authorization")})
-        asked = sum(one["role"] == "assistant" for one in body["messages"])
-        text = write_answer("deepeyes", "407") if asked else write_call("deepeyes", BOX, Size(224, 112))
-        reply = {"choices": [{"message": {"content": text}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 7}}
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(json.dumps(reply).encode())
-
-    def log_message(self, *args: Any) -> None:
-        pass
+def zoom_once(asked: Connection) -> None:
+    """Call for a zoom once and then answer."""
+    again = any(one["role"] == "assistant" for one in asked.body["messages"])
+    text = write_answer("deepeyes", "407") if again else write_call("deepeyes", BOX, Size(224, 112))
+    asked.reply(completion(text, usage={"prompt_tokens": 7}))
 
 
 BOX = Box(0.1, 0.1, 0.4, 0.4, frame="unit")
 
 
-@pytest.fixture
-def server() -> Iterator[str]:
-    Canned.seen.clear()
-    http = HTTPServer(("127.0.0.1", 0), Canned)
-    threading.Thread(target=http.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{http.server_port}/v1"
-    http.shutdown()
-    http.server_close()
-
-
-def test_a_teacher_is_asked_in_the_students_format(
-    nano: HFBackend, server: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_teacher_is_asked_in_the_students_format(nano: HFBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QZOOM_TEST_KEY", "secret")
-    teacher = TeacherServer(url=server, key_variable="QZOOM_TEST_KEY")
-    taught = recipe(boxes="teacher", teacher=teacher, protocol="deepeyes")
-    answer, conversation, dropped = Demonstrations(nano, taught)(record())
+    with Misbehaving(zoom_once) as server:
+        teacher = TeacherServer(url=server.url, key_variable="QZOOM_TEST_KEY")
+        taught = recipe(boxes="teacher", teacher=teacher, protocol="deepeyes")
+        answer, conversation, dropped = Demonstrations(nano, taught)(record())
     assert (dropped, answer.text, answer.trace.usage.served) == ("", "407", 1)
-    first, second = Canned.seen
-    assert first["key"] == "Bearer secret"
-    assert [one["role"] for one in second["body"]["messages"]] == ["system", "user", "assistant", "user"]
-    shown = [part["type"] for part in second["body"]["messages"][3]["content"]]
+    first, second = server.requests
+    assert first.key == "Bearer secret"
+    assert [one["role"] for one in second.body["messages"]] == ["system", "user", "assistant", "user"]
+    shown = [part["type"] for part in second.body["messages"][3]["content"]]
     assert "image_url" in shown
     assert conversation[-1]["role"] == "assistant"
 

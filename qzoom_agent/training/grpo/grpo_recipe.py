@@ -50,6 +50,9 @@ UNUSABLE: Final = {
     **dict.fromkeys(("use_vllm", "vllm_mode"), "is set elsewhere in the recipe (rollouts.vllm)"),
     "num_train_epochs": "has no effect beside max_steps, which says how long a run is",
     "use_liger_kernel": "computes another loss than the one that is checked here, without the positions of crops",
+    "mask_truncated_completions": "leaves images without tokens behind; loss.mask_truncated does the same",
+    "sync_ref_model": "is no part of a checkpoint, so a resumed run would compare with the model at the start again",
+    "save_only_model": "leaves the optimizer out of checkpoints, so a killed run could not resume",
 }
 """Keys of `trl` that cannot be given, each with the reason."""
 SAMPLING: Final = {

@@ -38,7 +38,7 @@ from qzoom_agent.training.branches.branch_recipe import (
     SDRPNStage,
 )
 from qzoom_agent.training.branches.dataset import DatasetSpec, Records, load_records
-from qzoom_agent.training.branches.fitting import last_checkpoint, trained
+from qzoom_agent.training.branches.fitting import checkpoint_to_resume, last_checkpoint, trained
 from qzoom_agent.training.branches.gate import answer_at_budgets, kind_of, train_gate
 from qzoom_agent.training.branches.postsft import choose_cases, find_cases, random_box, train_postsft
 from qzoom_agent.training.branches.proposals import auc, look_at_batch, propose_boxes, with_crop
@@ -269,7 +269,9 @@ def test_a_checkpoint_that_was_copied_in_part_is_not_resumed_from(lost: str, tmp
     (tmp_path / "checkpoint-2" / lost).unlink()
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-1")
     (tmp_path / "checkpoint-1" / lost).unlink()
-    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2"), "as trl.save_only_model writes all of them"
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
+    with pytest.raises(ConfigError, match=r"checkpoint-2 has no weights or no optimizer.* Copy the whole folder"):
+        checkpoint_to_resume(tmp_path)
 
 
 def cases(*patterns: tuple[bool, bool, bool]) -> Dataset:

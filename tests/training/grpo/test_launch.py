@@ -111,6 +111,9 @@ def test_rows_of_two_sources_with_the_same_ids_are_different_groups(tmp_path: Pa
         ("max_steps: 1\nneedle: {needle-hop: 1}\ntrl: {top_k: 5}", "trl.top_k has no effect with `rollouts"),
         ("max_steps: 1\nneedle: {needle-hop: 1}\ntrl: {num_train_epochs: 3}", "no effect beside max_steps"),
         ("max_steps: 1\nneedle: {needle-hop: 1}\ntrl: {use_liger_kernel: true}", "another loss"),
+        ("max_steps: 1\nneedle: {needle-hop: 1}\ntrl: {mask_truncated_completions: true}", "loss.mask_truncated does"),
+        ("max_steps: 1\nneedle: {needle-hop: 1}\ntrl: {sync_ref_model: true}", "with the model at the start again"),
+        ("max_steps: 1\nneedle: {needle-hop: 1}\ntrl: {save_only_model: true}", "a killed run could not resume"),
         (
             "max_steps: 1\nneedle: {needle-hop: 1}\nlora: {target_modules: '('}",
             "lora.target_modules: '.' is no regular",
@@ -315,6 +318,13 @@ def test_further_settings_of_trl_change_none_of_the_recipes_own(
         recipe(trl={"save_total_limit": 5, "importance_sampling_level": "sequence"}), tmp_path, completion=64
     )
     assert kept.save_total_limit == 5 and kept.importance_sampling_level == "sequence"
+
+
+def test_the_agents_top_k_is_that_of_trls_generation(tmp_path: Path) -> None:
+    narrow = {"agent": {"generation": {"top_k": 5}}, "rollouts": {"by": "generate"}}
+    assert run.trl_config(recipe(**narrow), tmp_path, completion=64).top_k == 5
+    assert run.trl_config(recipe(**narrow, trl={"top_k": 3}), tmp_path, completion=64).top_k == 3
+    assert run.trl_config(recipe(), tmp_path, completion=64).top_k == 0
 
 
 def test_checkpoints_are_written_between_rounds(tmp_path: Path) -> None:

@@ -105,6 +105,13 @@ class Loss(Section):
     mask_truncated: bool = True
     """Learn nothing from rollouts that were cut off or ran out of turns."""
 
+    @model_validator(mode="after")
+    def _reads_its_clips(self) -> "Loss":
+        for key in {"sapo": ("epsilon", "epsilon_high"), "cispo": ("epsilon",)}.get(self.loss_type, ()):
+            if getattr(self, key) is not None:
+                raise ValueError(f"{key} has no effect with loss_type {self.loss_type}, which does not clip by it")
+        return self
+
     def settings(self) -> dict[str, Any]:
         """Return the keys of `GRPOConfig`, those of the paper where none are given."""
         own = self.model_dump(exclude={"loss_type", "mask_truncated"}, exclude_none=True)
@@ -340,6 +347,8 @@ class GRPORecipe(ModelRecipe):
                 f"trl.{', trl.'.join(unread)} has no effect with `rollouts.by: shared`, which samples by "
                 "rollouts.temperature and rollouts.top_p. Leave it out, or set rollouts.by to generate"
             )
+        if self.lora and self.tower:
+            raise ValueError("with lora adapters alone are trained, so tower has no effect. Leave one of them out")
         if self.from_layer and self.tower:
             raise ValueError("from_layer keeps what lies below a layer as it is, and the vision tower lies below all")
         self.accumulation(1)

@@ -156,6 +156,8 @@ class ZoomTrainer(GRPOTrainer):
             )
         if self.use_vllm and self.vllm_mode == "colocate":
             self.vllm_generation.llm = SamePrompts(self.vllm_generation.llm, backend.codec.image_id)
+        elif not self.use_vllm:
+            self.generation_config.suppress_tokens = list(backend.codec.forbidden)  # TRL's are placeholders of images
         # sharded weights are other tensors than those of the model
         sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
         self._start = None if sharded else WeightSample(self.model)

@@ -112,6 +112,11 @@ def test_rows_of_two_sources_with_the_same_ids_are_different_groups(tmp_path: Pa
         ("max_steps: 1\nneedle: {needle-hop: 1}\ntrl: {num_train_epochs: 3}", "no effect beside max_steps"),
         ("max_steps: 1\nneedle: {needle-hop: 1}\ntrl: {use_liger_kernel: true}", "another loss"),
         ("max_steps: 1\nneedle: {needle-hop: 1}\ntrl: {mask_truncated_completions: true}", "loss.mask_truncated does"),
+        ("max_steps: 1\nneedle: {needle-hop: 1}\ntower: true\nlora: {r: 2}", "so tower has no effect"),
+        (
+            "max_steps: 1\nneedle: {needle-hop: 1}\nloss: {loss_type: sapo, epsilon_high: 0.3}",
+            "epsilon_high has no effect",
+        ),
         ("max_steps: 1\nneedle: {needle-hop: 1}\ntrl: {sync_ref_model: true}", "with the model at the start again"),
         ("max_steps: 1\nneedle: {needle-hop: 1}\ntrl: {save_only_model: true}", "a killed run could not resume"),
         (

@@ -19,6 +19,7 @@ from typing import Any, cast
 
 import torch
 from huggingface_hub import HfApi
+from pydantic import ValidationError
 from transformers import Trainer, TrainingArguments, get_scheduler
 from trl.import_utils import is_vllm_available
 from trl.trainer.grpo_config import GRPOConfig
@@ -26,7 +27,7 @@ from trl.trainer.grpo_config import GRPOConfig
 from qzoom_agent.agent import Agent
 from qzoom_agent.config import AgentConfig, positive_int
 from qzoom_agent.errors import ConfigError, MissingDependency, QzoomError
-from qzoom_agent.files import require_folder
+from qzoom_agent.files import first_fault, require_folder
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.adapters import text_model
 from qzoom_agent.perception.hub import explained
@@ -68,7 +69,11 @@ def train(recipe: GRPORecipe, output: Path, *, rewards: Sequence[Any] | None = N
         ConfigError, BackendError, MissingDependency: The recipe cannot be run, or `output` holds a run of another one.
     """
     if rewards is not None:
-        recipe = recipe.model_copy(update={"rewards": [read_reward(one) for one in rewards]})
+        chosen = [read_reward(one) for one in rewards]
+        try:
+            recipe = GRPORecipe(**{**dict(recipe), "rewards": chosen})
+        except ValidationError as error:
+            raise ConfigError(f"The rewards do not fit the recipe: {first_fault(error)}.") from None
     if trained_model.is_finished(recipe, output):
         return output / "final"
     with writing(output, together()):

@@ -162,9 +162,9 @@ def operations(recipe: GRPORecipe, size: Shape, *, tokens: int) -> float:
     forwards += (recipe.loss.beta > 0) + (recipe.steps_of_round > 1)  # of the reference, and before the first step
     passes = 2 * forwards + recipe.num_iterations * (8 if recipe.gradient_checkpointing else 6)
     episodes = recipe.rounds * recipe.prompts * recipe.num_generations
-    asked = 0  # held-out questions
+    asked = 0  # held-out questions, which are asked after the last step, too
     if (how := recipe.evaluation) is not None:
-        asked = how.questions * (1 + recipe.max_steps // recipe.whole_rounds(how.eval_steps))
+        asked = how.questions * (1 + -(-recipe.max_steps // recipe.whole_rounds(how.eval_steps)))
     return weights * tokens * (passes * episodes + 2 * asked)
 
 

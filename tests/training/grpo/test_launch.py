@@ -423,6 +423,12 @@ def test_python_refuses_and_repeats_no_more_than_the_command(
         raise InterruptedError
 
     monkeypatch.setattr(run, "make_trainer", begun)
+    priced, summed = {"name": "crop-price"}, recipe(loss={"multi_objective_aggregation": "normalize_then_sum"})
+    with pytest.raises(
+        ConfigError,
+        match=r"do not fit the recipe: normalize_then_sum divides the reward 'crop-price' by its own deviation",
+    ):
+        run.train(summed, tmp_path, rewards=[any_value, priced])
     with pytest.raises(InterruptedError):
         run.train(recipe(), tmp_path, rewards=[{"name": any_value, "table": {1.5: recipe}}])
     checkpoint(tmp_path, 2)

@@ -56,8 +56,8 @@ def test_hours_are_measured_or_follow_from_what_is_stated(tmp_path: Path) -> Non
     one = work / (8 * 8)  # an operation a weight over the rollouts of one of the eight steps
     often = large(max_steps=8, loss={"beta": 0.01}, rollouts={"max_resample_times": 3}, num_iterations=2)
     assert operations(often, size, tokens=500) == pytest.approx(4 * one * (2 * (4 + 1 + 1) + 2 * 6))
-    held = large(max_steps=8, evaluation={"eval_steps": 4, "questions": 4})
-    assert operations(held, size, tokens=500) == pytest.approx(work + 2 * 3 * one)
+    held = large(max_steps=8, evaluation={"eval_steps": 3, "questions": 4})
+    assert operations(held, size, tokens=500) == pytest.approx(work + 2 * 4 * one), "at steps 0, 3, 6 and 8"
     assert "operations at 300 TFLOP/s a device as stated" in describe(large(), tflops=300)
     with pytest.raises(ConfigError, match="got 0"):
         describe(large(), tflops=0)

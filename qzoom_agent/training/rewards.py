@@ -304,7 +304,7 @@ class Agreement(GroupReward):
         seen, crops = one.trace.perception, _crops_of(one.trace)
         if seen is None:
             return None
-        if suffices(seen, 1.0, map_decides=_map_decides(one.trace)):
+        if all(suffices(part, 1.0, map_decides=_map_decides(one.trace)) for part in seen.every):
             return float(not crops)
         if not crops:
             return 0.0

@@ -492,22 +492,6 @@ def test_crops_that_the_branches_speak_against_are_redundant_where_a_recipe_says
     assert Redundant(opinions=True)([reviewed]) == [-1.0], "what the model insisted on counts once"
 
 
-def test_a_crop_of_another_image_is_held_against_the_look_at_that_image() -> None:
-    here, there = (700, 0, 800, 100), (0, 200, 400, 400)
-    second = LOOK.model_copy(update={"image": 1, "heat": [[0.0, 0.0], [1.0, 0.0]], "boxes": [there]})
-    look = LOOK.model_copy(update={"others": [second]})
-    batch = [rollout(crops=[box], look=look) for box in (here, there)]
-    for one in batch:
-        original, coarse, crop = one.trace.views
-        one.trace.views[1:] = [
-            coarse,
-            original.model_copy(update={"id": "original2", "image": 1}),
-            coarse.model_copy(update={"id": "coarse2", "image": 1}),
-            crop.model_copy(update={"image": 1}),
-        ]
-    assert Redundant(opinions=True)(batch) == [-1.0, 0.0]
-
-
 def test_rewards_that_need_a_look_say_so() -> None:
     entries = [{"name": "agreement"}, {"name": "redundant"}, {"name": "redundant", "opinions": True}]
     assert [one.needs_look for one in read(entries)] == [True, False, True]

@@ -47,6 +47,17 @@ def test_adapters_copies_and_checkpointing_count() -> None:
     assert few.cache == pytest.approx(plain.cache / 4)
 
 
+def test_a_plan_counts_rounds_steps_and_episodes() -> None:
+    told = describe(large(max_steps=6, prompts=4, num_generations=8, minibatches=2), processes=2).splitlines()
+    plan = {line[:13].rstrip(): line[13:] for line in told}
+    assert plan["steps"] == "6, 3 rounds of rollouts"
+    assert plan["a round"] == "4 questions x 8 rollouts = 32 episodes"
+    assert plan["a step"] == "16 episodes, 4 batches of 2 on each of 2 devices"
+    assert plan["episodes"].startswith("96 in all, ")
+    assert plan["too large"].startswith("for a device of 80 GB; take more --devices with zero3")
+    assert "too large" not in describe(large(prompts=8), processes=8)
+
+
 def test_hours_are_measured_or_follow_from_what_is_stated(tmp_path: Path) -> None:
     size = shape_of("qwen2.5-vl-7b")
     assert size is not None

@@ -249,15 +249,27 @@ def test_without_heat_a_region_is_cut_by_area() -> None:
 
 
 def test_of_several_regions_the_one_that_overlaps_most_is_touched_and_else_the_nearest() -> None:
-    line, below, twin = Box(300, 200, 700, 240), Box(300, 320, 700, 350), Box(300, 200, 700, 240)
+    line, below, twin = Box(300, 200, 700, 240), Box(300, 320, 700, 350), Box(300, 310, 700, 350)
     nothing = Heat([], Box(0, 0, *SIZE))
     between = Box(400, 250, 500, 300)  # 10 pixels under the line, 20 over the other
     assert cut_region(between, [below, line], nothing, RULES) is line
-    assert cut_region(between, [twin, line], nothing, RULES) is twin
+    assert cut_region(between, [twin, line], nothing, RULES) is twin, "as near: the first"
     assert cut_region(Box(400, 300, 500, 350), [line, below], nothing, RULES) is below
     # the gap may be a share of the longer side
     assert cut_region(between, [line], nothing, ReviewConfig(snap_gap=10 / 400)) is line
     assert cut_region(between, [line], nothing, ReviewConfig(snap_gap=9 / 400)) is None
+
+
+def test_what_is_proposed_is_shown_unasked_unless_it_adds_nothing_or_waits_to_be_asked_for() -> None:
+    def kept_back(policy: str, shown: Sequence[View], *, insert: bool = True, **how: bool) -> str:
+        config = AgentConfig().replace(policy=policy, review={"insert": insert})
+        return CropPolicy(config, VIEWS, perceives=True).keeps_back(shown, plan(HOT), **how)
+
+    beside = [COARSE, crop(HOT)]
+    assert kept_back("implicit", beside) == kept_back("implicit", [COARSE], insert=False, further=True) == ""
+    assert kept_back("implicit", beside, further=True) == kept_back("hybrid", beside) == "a crop would add nothing"
+    assert kept_back("hybrid", [COARSE]) == ""
+    assert kept_back("hybrid", [COARSE], insert=False) == "crops are shown when asked for"
 
 
 def test_a_cold_box_is_turned_down_for_a_region_that_is_hot() -> None:

@@ -95,6 +95,14 @@ def test_an_interval_of_clusters_is_the_published_one() -> None:
     )
 
 
+def test_clusters_that_are_alike_by_chance_make_nothing_surer() -> None:
+    """Their residuals are 0, or small where the large ones are alike: the analysis of variance counts, by hand."""
+    halves = figure([1.0, 0.0] * 20, clusters=[str(index // 10) for index in range(40)])
+    assert halves.se == pytest.approx(math.sqrt(0.25 / 40))
+    # 0.375 between clusters of 1.25 values in effect, nothing within: 0.3 in all, times a design effect of 1.5
+    assert figure([1.0, 1.0, 1.0, 0.0], clusters="aabc").se == pytest.approx(math.sqrt(0.3 / 4 * 1.5))
+
+
 @pytest.mark.parametrize(("clusters", "p"), [(2, 0.5), (3, 0.25), (5, 0.0625), (6, 0.03125), (10, 2 / 1024)])
 def test_few_clusters_are_tested_exactly(clusters: int, p: float) -> None:
     names = [str(cluster) for cluster in range(clusters) for _ in range(3 + cluster)]  # of different sizes

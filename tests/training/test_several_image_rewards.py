@@ -40,6 +40,20 @@ def test_the_image_of_a_tool_is_no_crop() -> None:
     assert FirstCrop()([one]) == [0.0] and CropArea()([one]) == [pytest.approx(-0.1)]
 
 
+def test_a_crop_of_an_image_that_has_no_place_in_the_original_shows_no_box() -> None:
+    def chart() -> Image.Image:
+        """Draw a chart."""
+        return Image.new("RGB", (300, 300))
+
+    replies = ["TOOL: chart {}", "ZOOM tool 1: 0, 0, 400, 400", "407"]
+    trace = (
+        Agent(ScriptedBackend(replies, protocol="plain"), policy="explicit", tools=[chart]).run(IMAGES[0], "?").trace
+    )
+    one = Rollout(trace, Sample("", "", "", IMAGES[0], "?", "407", boxes=(ELSEWHERE,)))
+    assert [crop.source for crop in one.crops] == ["source1"]
+    assert [*FirstCrop()([one]), *Coverage()([one])] == [0.0, 0.0]
+
+
 def test_crops_are_compared_with_the_look_at_their_own_image() -> None:
     def looks(messages: list[Message]) -> list[PerceptionRecord]:
         left = {"heat": [[1.0, 0.0]], "boxes": [(0, 0, 56, 112)], "cells": [(0, 0, 1, 1)]}

@@ -96,6 +96,11 @@ def test_ratio_of_pairs_that_always_keep_it_has_no_width() -> None:
     assert ratio([3.0], [2.0]) == (1.5, None)
 
 
+def test_ratio_of_two_pairs_may_be_that_of_either() -> None:
+    """Drawn with replacement, one pair in four draws is both times the same."""
+    assert ratio([1.0, 3.0], [1.0, 1.0]) == (2.0, (1.0, 3.0))
+
+
 def test_the_figure_is_drawn_in_both_formats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rival = {"rival@576": cells("1011", seconds=[0.9], tokens=576)}
     found = [*points("needle-scene", {**TABLE, **rival}), *points("needle-doc", TABLE)]

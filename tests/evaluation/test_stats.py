@@ -134,8 +134,13 @@ def test_paired_counts_flips() -> None:
     assert result.difference == pytest.approx(10 / 60)
     # Exact McNemar for 12 against 2: 2 * (1 + 14 + 91) / 2**14.
     assert result.p == pytest.approx(2 * 106 / 2**14)
-    assert result.interval is not None
-    assert result.interval.low > 0
+    # Bonett and Price: one gain and one loss more, with Student's t of 59 and 59 for the 60 pairs.
+    mean, square, n = 10 / 60 * 59 / 61, (14 / 60 * 59 + 2) / 61, 61
+    half = 2.000995 * math.sqrt((square - mean**2) / n)
+    assert result.interval == pytest.approx((mean - half, mean + half), abs=1e-6)
+    # Where nothing changed, as many values count as there are clusters.
+    same = paired([0.0] * 8, [0.0] * 8, clusters=[str(index // 2) for index in range(8)])
+    assert same.interval == pytest.approx((-1.959964 * math.sqrt(2) / 6, 1.959964 * math.sqrt(2) / 6), abs=1e-6)
 
 
 def test_paired_with_few_changes_claims_nothing() -> None:

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from qzoom_agent.data.samples import Sample
+from qzoom_agent.evaluation.scorers import ocrbench
 from qzoom_agent.evaluation.scorers.ocrbench_v2 import FIELDS, GROUNDING, POSITION, RULES, SPOTTING, clean, faithful
 from qzoom_agent.evaluation.tasks.task import MOST_CHARACTERS
 from tests.cases import each_case
@@ -89,6 +90,16 @@ def test_full_width_signs_of_the_right_answer_are_no_mistake(kind: str) -> None:
     sample = replace(about(kind, name), meta={"gold": {"公司": [name]}} if fields else {})
     reply = json.dumps({"公司": name}, ensure_ascii=False) if fields else name
     assert clean(reply, sample).value == clean(f"<answer>{reply}</answer>", sample).value == 1
+
+
+def test_a_formula_is_known_by_its_kind_where_the_public_rule_does() -> None:
+    kinds = (ocrbench.FORMULA_KIND, "Scene Text-centric VQA")
+    assert [ocrbench.kit("x^{2}+Y", about(kind, "x ^ { 2 } + Y")).value for kind in kinds] == [1, 0]
+
+
+def test_nothing_to_spot_and_nothing_spotted_is_worth_nothing() -> None:
+    unreadable = replace(about(SPOTTING), meta={"gold": [[10, 20, 90, 40, "###"]]})
+    assert faithful("(12, 22, 80, 40, 'x')", unreadable).value == faithful("", unreadable).value == 0
 
 
 @each_case("kind", RULES)

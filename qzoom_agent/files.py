@@ -123,7 +123,8 @@ def first_fault(error: ValidationError) -> str:
     """Return the first of the faults that pydantic found, on one line."""
     fault = error.errors(include_url=False, include_input=False)[0]
     where = ".".join(str(part) for part in fault["loc"])
-    return f"{where}: {fault['msg']}" if where else fault["msg"]
+    told = fault["msg"].removeprefix("Value error, ")  # which pydantic puts before messages of ours
+    return f"{where}: {told}" if where else told
 
 
 def read_yaml(text: str) -> Any:

@@ -197,10 +197,7 @@ class RunFolder:
                     f"{self.path} holds another run. Different: {'; '.join(differ)}. Choose another folder (--out, in "
                     "Python: out)."
                 )
-            before, ask = self.ask, self.ask.grown(ask)
-            if ask != before:  # the figures of the smaller run would stand for this one until it is finished
-                for name in ("results.json", "report.html"):
-                    (self.path / name).unlink(missing_ok=True)
+            ask = self.ask.grown(ask)
         self.write("config.yaml", config.to_yaml())
         self.write("run.json", ask.model_dump_json(indent=1) + "\n")
         known = self.environments() if (self.path / "env.json").exists() else []

@@ -55,6 +55,8 @@ def test_headline_by_hand() -> None:
     assert one.best.budget == 144 and one.gain == pytest.approx(0.25)
     text = headline_table([one])
     assert "75.0% at 400" in text and "4.00x" in text and "+25.0" in text
+    equal = headline("needle-scene", {**TABLE, "implicit@64": cells("1111", seconds=[0.5])})
+    assert equal.best.budget == 64 and equal.fastest is not None and equal.fastest.budget == 144
 
 
 def test_a_rival_that_is_better_is_the_baseline() -> None:
@@ -94,11 +96,19 @@ def test_ratio_of_pairs_that_always_keep_it_has_no_width() -> None:
     assert ratio([3.0], [2.0]) == (1.5, None)
 
 
-def test_the_figure_is_drawn_in_both_formats(tmp_path: Path) -> None:
+def test_ratio_of_two_pairs_may_be_that_of_either() -> None:
+    """Drawn with replacement, one pair in four draws is both times the same."""
+    assert ratio([1.0, 3.0], [1.0, 1.0]) == (2.0, (1.0, 3.0))
+
+
+def test_the_figure_is_drawn_in_both_formats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rival = {"rival@576": cells("1011", seconds=[0.9], tokens=576)}
     found = [*points("needle-scene", {**TABLE, **rival}), *points("needle-doc", TABLE)]
     draw(found, tmp_path / "a.png", tmp_path / "a.svg")
+    curves, shown = pareto._curves, []
+    monkeypatch.setattr(pareto, "_curves", lambda axes, some, key: shown.append(some) or curves(axes, some, key))
     draw(found, tmp_path / "b.svg")
+    assert shown == 2 * [found[: len(TABLE) + 1], found[len(TABLE) + 1 :]], "each panel is of one task"
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     text = (tmp_path / "a.svg").read_text()
     assert text == (tmp_path / "b.svg").read_text() and text.count("<!-- needle-") == 2

@@ -114,7 +114,7 @@ def test_an_empty_task_is_refused() -> None:
 
 def test_a_limited_run_is_stamped(tmp_path: Path) -> None:
     result = evaluate(player(), [numbers(40)], out=tmp_path, limit=10).tasks["numbers"]
-    assert (result.n, result.partial) == (10, True)
+    assert (result.n, result.partial, result.marks.repeats) == (10, True, None)
     assert {kind: one.n for kind, one in result.marks.kinds.items()} == {"even": 4, "odd": 5, "tenth": 1}
     assert evaluate(player(), [numbers(40)], out=tmp_path, limit=20).tasks["numbers"].n == 20
 
@@ -137,6 +137,19 @@ def test_costs_and_looks_stand_beside_the_accuracy(tmp_path: Path) -> None:
     assert cost.peak_memory["host"] > 10**7
 
 
+def test_a_scorer_that_some_rows_lack_has_no_figure(tmp_path: Path) -> None:
+    assert set(evaluate(player(), [numbers(3)], out=tmp_path).tasks["numbers"].scores) == {"faithful", "clean"}
+    run, whole = RunFolder(tmp_path), RunFolder(tmp_path / "whole")
+    evaluate(player(), [numbers(3)], out=whole.path)
+    rows = [row.model_copy(update={"scores": {"faithful": row.scores["faithful"]}}) for row in run.latest()]
+    run.replace_rows([*run.latest()[:-1], rows[-1]])
+    assert set(summarise(run).tasks["numbers"].scores) == {"faithful"}
+    run.replace_rows(rows)
+    for pair in ((run, whole), (whole, run)):
+        with pytest.raises(ConfigError, match="no scorer 'clean' in both"):
+            compare(*pair, scorer="clean")
+
+
 def test_samples_that_failed_do_not_make_a_run_cheaper(tmp_path: Path) -> None:
     def breaks(index: int) -> bool:
         if index > 3:
@@ -151,6 +164,7 @@ def test_samples_that_failed_do_not_make_a_run_cheaper(tmp_path: Path) -> None:
     assert (broken.cost.turns, broken.cost.written_tokens) == (whole.cost.turns, whole.cost.written_tokens)
     found = compare(RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "broken")).tasks["numbers"]
     assert (found.n, found.difference.difference, found.visual_tokens.difference) == (8, -0.5, 0.0)
+    assert (found.visual_tokens.n, found.token_layers.n, found.seconds.n) == (4, 4, 4)
 
 
 def test_repeats_are_of_one_sample(tmp_path: Path) -> None:
@@ -272,6 +286,14 @@ def test_a_flip_of_repeats_shows_replies_that_are_as_it_says(tmp_path: Path) -> 
     assert (flip.became, flip.before, flip.after) == ("right", "x", "0")
 
 
+def test_costs_are_compared_by_cluster(tmp_path: Path) -> None:
+    task = [numbers(8, clustered=True)]
+    evaluate(player(), task, out=tmp_path / "a")
+    evaluate(player(zooms=lambda index: True), task, out=tmp_path / "b")
+    found = compare(RunFolder(tmp_path / "a"), RunFolder(tmp_path / "b")).tasks["numbers"]
+    assert (found.visual_tokens.gained, found.visual_tokens.p) == (8, 2 / 2**4), "all of four clusters cost more"
+
+
 def test_what_zooming_did(tmp_path: Path) -> None:
     zooming = compare(*two(tmp_path)).tasks["numbers"].zooming
     assert (zooming.pairs, zooming.helped, zooming.harmed, zooming.needless, zooming.in_vain) == (7, 2, 1, 1, 3)
@@ -329,6 +351,7 @@ def test_a_task_that_was_added_is_compared_before_the_run_is_finished(tmp_path: 
         "one": (3, "faithful"),
         "two": (1, "faithful"),
     }
+    assert {name: task.partial for name, task in summarise(after).tasks.items()} == {"one": False, "two": True}
     assert write_run_report(after, baseline=before).exists()
 
 

@@ -49,6 +49,9 @@ def show_comparison(comparison: Comparison) -> None:
     for name, each in comparison.tasks.items():
         rows.append((name, str(each.n), f"{each.accuracy[0]:.3f}", f"{each.accuracy[1]:.3f}", *_row(each)))
     print_table(rows, header=("task", "pairs", "before", "after", *_HEAD))
+    if comparison.made_differently:
+        print(printable(f"The runs were made with different {', '.join(comparison.made_differently)} (env.json)."))
+        print("Seconds depend on these, and qzoom-agent itself has not always counted the same seconds.")
     sys.stdout.flush()
 
 

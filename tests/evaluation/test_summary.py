@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qzoom_agent.agent import Agent
+from qzoom_agent.cli.result_tables import show_comparison
 from qzoom_agent.data.samples import Sample, TaskSource
 from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.evaluation.compare import compare
@@ -330,6 +332,22 @@ def test_an_interrupted_run_is_compared_by_the_tasks_that_it_has_begun(tmp_path:
     for one, other in (("a", "b"), ("b", "a")):
         found = compare(RunFolder(tmp_path / one), RunFolder(tmp_path / other), scorer="clean")
         assert {name: task.n for name, task in found.tasks.items()} == {"one": 3}
+
+
+def test_runs_of_different_versions_are_compared_with_what_differs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, after = two(tmp_path)
+    assert compare(before, after).made_differently == []  # nothing is noted of either
+    same = {"platform": "Linux", "cores": "2"}
+    before.write("env.json", json.dumps([{**same, "date": "2026-01-01", "command": "x", "qzoom-agent": "0.1.0"}]))
+    after.write("env.json", json.dumps([{**same, "date": "2027-01-01", "qzoom-agent": "0.2.0", "placement": "cuda"}]))
+    found = compare(before, after)
+    assert found.made_differently == ["placement", "qzoom-agent"]
+    show_comparison(found)
+    assert "were made with different placement, qzoom-agent (env.json)" in capsys.readouterr().out
+    show_comparison(compare(before, before))
+    assert "made with" not in capsys.readouterr().out
 
 
 def test_a_task_that_was_added_is_compared_before_the_run_is_finished(tmp_path: Path) -> None:

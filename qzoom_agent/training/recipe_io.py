@@ -299,6 +299,10 @@ def begin(
         require_same(stored, settings, made=made, kind=kind)
     processes.wait_for_everyone()  # so that none of them reads settings that another one has just written
     if processes.is_main_process:
+        if made.exists() and stored.exists() and "contents" not in read_json(stored, dict[str, Any], "Delete it."):
+            settings = {
+                key: value for key, value in settings.items() if key != "contents"
+            }  # today's are not those of then
         with atomic_write(stored) as writing:
             writing.write_text(json.dumps(settings, sort_keys=True, indent=1), encoding="utf-8")
 

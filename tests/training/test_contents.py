@@ -75,6 +75,12 @@ def test_a_run_on_other_rows_or_weights_is_refused(tmp_path: Path) -> None:
         UserWarning, match="final was begun by an earlier version, which kept no digest of data and weights"
     ):
         assert final.exists() and is_finished(recipe, tmp_path / "out")
+    (tmp_path / "out" / "checkpoint-1").mkdir()
+    (tmp_path / "out" / "checkpoint-1" / "trainer_state.json").write_text("{}")
+    for _ in range(2):  # nor does resuming it claim that it was begun with those of today
+        with pytest.warns(UserWarning, match="kept no digest of data and weights"):
+            keep_recipe(recipe, tmp_path / "out")
+    assert "contents" not in json.loads(stored.read_text())
 
 
 def test_a_folder_with_one_table_is_read_as_that_table(tmp_path: Path) -> None:

@@ -312,9 +312,13 @@ def _compiled() -> CompiledStateGraph[State, Context, State, State]:
 
 
 def to_record(state: State) -> QuestionRecord:
-    """Return the record of a question that is finished, or waits for a person."""
+    """Return the record of a question that is finished, or waits for a person; ConfigError for one that is neither."""
     status: Status | None = "waiting" if is_waiting(state) else state["status"]
-    assert status is not None, "only a finished episode has a record"
+    if status is None:  # the graph has no node of the name that is saved as the next one
+        raise ConfigError(
+            f"The run '{state['id']}' is at a step that this qzoom-agent does not have: a later release saved it. "
+            "Resume it with that one, or ask the question again under another name."
+        )
     views = [View(**view) for view in state["views"]]
     turns = [Turn(**turn) for turn in [*state["turns"], *([state["turn"]] if state["turn"] else [])]]
     gold = state["gold"] or []

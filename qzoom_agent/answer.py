@@ -142,9 +142,10 @@ class Answer:
 
     def _repr_html_(self) -> str:
         usage = self.usage
+        crops = usage.served + usage.inserted
         return (
             f"{self._picture()}<p><i>{html.escape(self.record.question)}</i></p><p><b>{html.escape(str(self))}</b></p>"
-            f"<p>{usage.served + usage.inserted} crops, {usage.visual_tokens} visual tokens, "
+            f"<p>{crops} crop{'s'[: crops != 1]}, {usage.visual_tokens} visual tokens, "
             f"{usage.seconds.total:.2f} s</p>"
         )
 
@@ -159,7 +160,8 @@ class Answer:
                 corners = (x1 * across, y1 * down, max(x1, x2 - 1) * across, max(y1, y2 - 1) * down)
                 ImageDraw.Draw(image).rectangle(corners, outline="red", width=3)
             image.save(data := io.BytesIO(), "JPEG")
-            found.append(f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}">')
+            source = f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
+            found.append(f'<img alt="The image with the boxes of its crops" src="{source}">')
         return "".join(found)
 
 

@@ -503,7 +503,11 @@ class AgentConfig(Config):
     @classmethod
     def load(cls, path: str | Path) -> AgentConfig:
         """Return the configuration in a YAML file. Raises ConfigError."""
-        return cls.from_yaml(read_text(path, "Give the path of a YAML file."))
+        text = read_text(path, "Give the path of a YAML file.")
+        try:
+            return cls.from_yaml(text)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
 
 
 def _put(data: dict[str, Any], key: str, value: Any) -> None:

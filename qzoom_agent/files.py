@@ -21,6 +21,7 @@ from weakref import WeakSet
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import from_json
 
 from qzoom_agent.errors import ConfigError, QzoomError
 
@@ -109,9 +110,20 @@ def read_text(path: Path | str, advice: str = "Check the path.") -> str:
 
 
 def read_json(path: Path | str, kind: type[_Data], advice: str) -> _Data:
-    """Return the content of a JSON file as `kind`. Raises ConfigError, with `advice` on what to do."""
+    """Return the content of a JSON file as `kind`. Raises ConfigError, with `advice` on what to do.
+
+    Of a model with a `version`, "major.minor", a file of a later major version is refused.
+    """
     with translating("read", path, advice):
         data = Path(path).read_bytes()
+    if (ours := getattr(kind, "model_fields", {}).get("version")) is not None:
+        with suppress(ValueError, AttributeError):  # is no JSON, or no mapping
+            written = from_json(data).get("version")
+            if version_numbers(written)[:1] > version_numbers(ours.default)[:1]:
+                raise ConfigError(
+                    f"Cannot read {path}: it has the format {written} of a later qzoom-agent, and this one reads "
+                    f"{ours.default}. Install the release that wrote it."
+                )
     try:
         return TypeAdapter(kind).validate_json(data)
     except ValidationError as error:
@@ -119,11 +131,18 @@ def read_json(path: Path | str, kind: type[_Data], advice: str) -> _Data:
         raise ConfigError(f"Cannot read {path}: it is damaged or another file: {fault}. {advice}") from None
 
 
+def version_numbers(version: object) -> tuple[int, ...]:
+    """Return the numbers of a version of a format, "major.minor"; empty for anything else."""
+    found = re.fullmatch(r"(\d{1,6})\.(\d{1,6})", version) if isinstance(version, str) else None
+    return tuple(map(int, found.groups())) if found else ()
+
+
 def first_fault(error: ValidationError) -> str:
     """Return the first of the faults that pydantic found, on one line."""
     fault = error.errors(include_url=False, include_input=False)[0]
     where = ".".join(str(part) for part in fault["loc"])
-    return f"{where}: {fault['msg']}" if where else fault["msg"]
+    told = fault["msg"].removeprefix("Value error, ")  # which pydantic puts before messages of ours
+    return f"{where}: {told}" if where else told
 
 
 def read_yaml(text: str) -> Any:

@@ -40,4 +40,4 @@ def answer_confidence(tokens: Sequence[tuple[str, float]], answer: str) -> float
         if start < 0 or (at < start + len(answer) and at + len(text) > start):
             inside.append(logprob)
         at += len(text)
-    return math.exp(min(0.0, *inside)) if inside else 0.0
+    return math.exp(min(0.0, *inside))

@@ -312,9 +312,13 @@ def _compiled() -> CompiledStateGraph[State, Context, State, State]:
 
 
 def to_record(state: State) -> QuestionRecord:
-    """Return the record of a question that is finished, or waits for a person."""
+    """Return the record of a question that is finished, or waits for a person; ConfigError for one that is neither."""
     status: Status | None = "waiting" if is_waiting(state) else state["status"]
-    assert status is not None, "only a finished episode has a record"
+    if status is None:  # the graph has no node of the name that is saved as the next one
+        raise ConfigError(
+            f"The run '{state['id']}' is at a step that this qzoom-agent does not have: a later release saved it. "
+            "Resume it with that one, or ask the question again under another name."
+        )
     views = [View(**view) for view in state["views"]]
     turns = [Turn(**turn) for turn in [*state["turns"], *([state["turn"]] if state["turn"] else [])]]
     gold = state["gold"] or []
@@ -418,11 +422,13 @@ def _of_all(found: Sequence[PerceptionRecord]) -> PerceptionRecord:
     floor = max(filter(isfinite, cutoffs), default=0.0)
     less = {"boxes": [], "cells": [], "foreground": [], "route": "direct"}
     peaks = [max((cell for row in one.heat for cell in row), default=floor) for one in found]
-    kept = [one if peak >= floor else one.model_copy(update=less) for one, peak in zip(found, peaks, strict=True)]
     surest = max(found, key=lambda one: one.score or 0.0)
-    gate = {name: getattr(surest, name) for name in ("score", "threshold", "reason")}
+    gate = {"score": surest.score, "threshold": surest.threshold}
+    kept = [
+        one.model_copy(update=gate if peak >= floor else less | gate) for one, peak in zip(found, peaks, strict=True)
+    ]
     route = "zoom" if any(one.boxes for one in kept) else "direct"
-    return kept[0].model_copy(update={**gate, "route": route, "others": kept[1:]})
+    return kept[0].model_copy(update={"reason": surest.reason, "route": route, "others": kept[1:]})
 
 
 def _of_image(ctx: Context, pairs: Sequence[tuple[View, PerceptionRecord]], further: bool) -> PerceptionRecord:
@@ -513,4 +519,5 @@ def _with_gate(record: PerceptionRecord, drafted: dict[str, Any] | None) -> Perc
     if drafted is None:
         return record
     gate = {key: drafted[key] for key in ("score", "threshold")}
-    return record.model_copy(update={**gate, "reason": f"{drafted['reason']}; {record.reason}"})
+    others = [one.model_copy(update=gate) for one in record.others]
+    return record.model_copy(update={**gate, "others": others, "reason": f"{drafted['reason']}; {record.reason}"})

@@ -169,8 +169,6 @@ class CropPolicy:
 
     def review_tool(self, call: ToolCall, shown: Sequence[View], context: ReviewContext) -> ReviewDecision:
         """Decide whether an own tool is run: always, unless the rule has a `review_tool` of its own."""
-        if not self.offers_tools:
-            return ReviewDecision("no_tool", {}, "There are no tools in this run. Answer the question.", last="failed")
         rule: Callable[..., ReviewDecision] | None = getattr(self._rule, "review_tool", None)
         return ReviewDecision("", {}) if rule is None else self._ruled(rule, call, shown, context)
 

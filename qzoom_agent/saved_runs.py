@@ -235,7 +235,8 @@ class SavedRuns:
             raise
         except Exception as error:  # LangGraph and pydantic raise any class on steps that are not ours
             raise ConfigError(
-                f"The saved steps of the run '{thread}' in {self.path} are damaged: {type(error).__name__}. {_AGAIN}"
+                f"The saved steps of the run '{thread}' in {self.path} are damaged, or a later release saved them: "
+                f"{type(error).__name__}. {_AGAIN}"
             ) from error
 
     def _checkpointer(self) -> BaseCheckpointSaver[str]:

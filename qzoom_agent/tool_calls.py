@@ -81,7 +81,7 @@ class ToolCallExecutor:
         review = ctx.policy.review(shown, plan, context, counted=ctx.own_views)
         if not review.serve:
             return self._deny(call, "refused", review.reason, review.numbers, code=review.code, last=review.last)
-        if plan.error and not review.plan:
+        if plan.error:
             return self._deny(call, "failed", plan.error, review.numbers)
         return Considered(review, review.plan or plan)
 
@@ -175,9 +175,7 @@ class ToolCallExecutor:
         plan = ctx.zoom.plan(ctx.store, box)
         room = ctx.policy.room(ctx.own_views, plan.tokens)
         if room.code:
-            return self._deny(
-                call, "refused", room.reason, room.numbers, code=room.code, last=room.last, approval=approval
-            )
+            return self._deny(call, "refused", room.reason, room.numbers, code=room.code, approval=approval)
         assert plan.box is not None, "a decision has a box inside the image"
         whole = coarse_id(pending.image)
         shown = format_box(plan.box, ctx.store.view(whole), ctx.protocol.frame)

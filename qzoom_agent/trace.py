@@ -38,7 +38,7 @@ from pydantic import (
 )
 
 from qzoom_agent.errors import ImageError, TraceError
-from qzoom_agent.files import atomic_write, remove_parts, valid_unicode
+from qzoom_agent.files import atomic_write, remove_parts, valid_unicode, version_numbers
 from qzoom_agent.gate import gate_fires
 from qzoom_agent.images import MAX_PIXELS, load_image
 from qzoom_agent.views import View
@@ -521,30 +521,31 @@ class Trace(QuestionRecord):
             raise TraceError(
                 f"A trace is not valid JSON - {file}: {error} - the file is damaged or no trace; record the run again."
             ) from error
-        _check_version(data, file)
+        version = data.get("version") if isinstance(data, dict) else None
+        written, ours = version_numbers(version), version_numbers(VERSION)
+        if not written:
+            raise TraceError(
+                f'A file is not a trace - {file}: no "version" such as "{VERSION}" - give the folder of a saved run.'
+            )
+        if written[0] != ours[0]:
+            raise TraceError(
+                f"A trace has another format - {file}: version {version}, this qzoom-agent reads {ours[0]}.x"
+                " - install the release that wrote it, or a newer one."
+            )
         try:
             return cls.model_validate(data)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             where = ".".join(str(part) for part in first["loc"]) or "the top level"
+            what = (
+                f"it has version {version}, this qzoom-agent knows {VERSION} - install the release that wrote it"
+                if written > ours
+                else "the file was edited or is not a trace; record the run again"
+            )
             raise TraceError(
                 f"A trace does not have the expected fields - {file}: {where}: {first['msg']} "
-                f"({error.error_count()} in all) - the file was edited or is not a trace; record the run again."
+                f"({error.error_count()} in all) - {what}."
             ) from error
-
-
-def _check_version(data: object, file: Path) -> None:
-    version = data.get("version") if isinstance(data, dict) else None
-    match = re.fullmatch(r"(\d{1,6})\.(\d{1,6})", version) if isinstance(version, str) else None
-    if match is None:
-        raise TraceError(
-            f'A file is not a trace - {file}: no "version" such as "{VERSION}" - give the folder of a saved run.'
-        )
-    if int(match[1]) != int(VERSION.split(".")[0]):
-        raise TraceError(
-            f"A trace has another format - {file}: version {version}, this qzoom-agent reads {VERSION.split('.')[0]}.x"
-            " - install the release that wrote it, or a newer one."
-        )
 
 
 def _image_path(folder: Path, digest: str) -> Path:

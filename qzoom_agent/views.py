@@ -128,11 +128,15 @@ class View(BaseModel):
         return math.isqrt(self.width * self.height // self.tokens)
 
     def coverage(self, box: Box) -> float:
-        """Return the share shown of a box in pixels of the view's original or source, 0 to 1; of another image 0."""
-        if box.view not in (self.origin, self.extent.view):
+        """Return the share shown of a box in pixels of the view's original or source, 0 to 1.
+
+        It is 0 of another image, and of the original if the view has no place there.
+        """
+        held = self.region if self.placed and box.view == self.origin else self.extent
+        if box.view != held.view:
             return 0.0
         if self.kept is None:
-            return (self.region if box.view == self.origin else self.extent).coverage(box)
+            return held.coverage(box)
         x1, y1, x2, y2 = self.box
         wide, high = (x2 - x1) / len(self.kept[0]), (y2 - y1) / len(self.kept)
         cells = [

@@ -200,7 +200,7 @@ def test_an_answer_is_read_from_disk_and_says_where_it_looked(tmp_path: Path) ->
 def test_a_notebook_shows_the_picture_with_the_boxes() -> None:
     answer = agent().run(IMAGE, "What <i>?")
     shown = answer._repr_html_()
-    assert "What &lt;i&gt;?" in shown and "42 &lt;b&gt;" in shown
+    assert "What &lt;i&gt;?" in shown and "42 &lt;b&gt;" in shown and "<p>1 crop, " in shown and 'alt=""' not in shown
     (data,) = re.findall(r"data:image/jpeg;base64,([^\"]+)", shown)
     picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")).astype(int)
     assert picture.shape == (360, 480, 3)

@@ -80,6 +80,7 @@ def test_a_call_is_approved_moved_or_refused() -> None:
         ((480, 360, 720, 540), "the sign"),
     ]
     assert asked[0].thought == "I look twice." and asked[0].tokens == answer.trace.views[2].tokens
+    assert [view.parent for view in answer.trace.views if view.kind == "crop"] == ["coarse", "coarse"]
     assert "A person moved the box to [125, 167, 375, 417]." in answer.text, "in the model's own frame"
     assert "Error: A person refused this call: that is private" in answer.text
     assert answer.usage.seconds.act < 5 and answer.trace.config["approve"] is True

@@ -71,6 +71,8 @@ def test_a_further_question_is_appended_and_pays_only_for_what_is_new() -> None:
     assert (second.coarse_tokens, third.visual_tokens, third.requested) == (0, 0, 0)
     assert trace.total.visual_tokens == first.visual_tokens + second.crop_tokens
     assert (trace.total.served, trace.total.text_tokens) == (2, third.text_tokens)
+    last = trace.follow_ups[0].turns[-1]
+    assert second.text_tokens == last.prompt_tokens + last.new_tokens - trace.total.visual_tokens
     assert answers[1].boxes == [trace.all_views[3].box]
     assert (trace.answer, answers[0].trace.follow_ups) == ("A", [])
 
@@ -132,6 +134,22 @@ def test_without_history_each_question_is_asked_as_in_a_run() -> None:
     with agent.chat(IMAGE, history=False) as chat:
         texts = [chat.ask(question).text for question in ("one?", "two?")]
     assert texts[1] == agent.run(IMAGE, "two?").text.replace("crop1", "crop2")
+
+
+def test_without_history_a_call_counts_the_crops_of_its_own_question() -> None:
+    first, second, inside = (
+        f'<grounding>{{"bbox_2d": {box}, "source": "{source}"}}</grounding>'
+        for box, source in (
+            ([0.1, 0.1, 0.4, 0.4], "original_image"),
+            ([0.5, 0.5, 0.9, 0.9], "original_image"),
+            ([0, 0, 0.5, 0.5], "observation_1"),
+        )
+    )
+    answer = "<answer>A</answer>"
+    model = ScriptedBackend([first, answer, second, inside, answer], protocol="mini_o3")
+    with Agent(model, policy="explicit").chat(IMAGE, history=False) as chat:
+        records = [chat.ask(question).record for question in ("one?", "two?")]
+    assert [call.view for turn in records[1].turns for call in turn.calls] == ["coarse", "crop2"]
 
 
 def test_first_answers_that_are_kept_are_part_of_the_conversation() -> None:

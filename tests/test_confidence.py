@@ -100,6 +100,9 @@ def test_the_expected_error_is_that_of_each_tenth() -> None:
     assert expected_error(plain, answers) == pytest.approx(0.15)
     both = answers + [Known("direct", "a", 0.25, 0.0)] * 10
     assert expected_error(plain, both) == pytest.approx((0.15 + 0.25) / 2)
+    wrong_way = [Known("direct", "a", 0.95, 0.0), Known("direct", "a", 0.05, 1.0)]
+    assert expected_error(plain, wrong_way) == pytest.approx(0.95), "one is not made up for by the other"
+    assert expected_error(plain, [Known("direct", "a", 1.0, 1.0)]) == pytest.approx(0.0, abs=1e-5)
     assert expected_error(plain, [Known("hybrid", "a", 0.5, 1.0)]) is None
 
 

@@ -242,6 +242,9 @@ def test_overlap_by_hand():
     assert a.iou(Box(20, 20, 30, 30)) == 0
     assert a.coverage(Box(3, 3, 3, 9)) == 0
     assert Box(0, 0, 0, 0).iou(Box(0, 0, 0, 0)) == 0
+    half, right = Box(0, 0, 0.5, 1, "unit"), Box(0.25, 0, 1, 1, "unit")
+    assert half.iou(right) == pytest.approx(0.25)
+    assert Box(10, 0, 0, 10).area == Box(0, 10, 10, 0).area == Box(10, 10, 0, 0).area == 0
 
 
 @fixed

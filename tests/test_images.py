@@ -190,8 +190,9 @@ def test_the_limit_is_checked_before_decoding(monkeypatch):
 @pytest.mark.parametrize("source", [Image.new("1", (20, 20)), np.zeros((20, 20))])
 def test_the_limit_holds_for_images_in_memory(source):
     assert load_image(source, max_pixels=400).size == (20, 20)
-    with pytest.raises(ImageError, match="20x20 px is over the limit of 399 px"):
-        load_image(source, max_pixels=399)
+    for read in (load_image, check_image):
+        with pytest.raises(ImageError, match="20x20 px is over the limit of 399 px"):
+            read(source, max_pixels=399)
 
 
 def test_beyond_pillows_own_limit(monkeypatch):
@@ -311,6 +312,7 @@ def test_16_bit_files(format):
         (np.array([[False, True]]), [0, 255]),
         (np.array([[0, 255]], np.uint8), [0, 255]),
         (np.array([[0, 65535]], np.uint16), [0, 255]),
+        (np.array([[0, 255]], np.uint16), [0, 1]),
         (np.array([[0, 200]], np.int64), [0, 200]),
         (np.array([[-5, 5]], np.int32), [0, 255]),
         (np.array([[0.0, 1.0]]), [0, 255]),
@@ -431,3 +433,12 @@ def test_an_open_file_is_read_from_its_beginning_wherever_it_stands() -> None:
     Image.new("RGB", (40, 30), "red").save(written, "PNG")
     for _ in range(2):
         assert load_image(written).size == (40, 30)
+
+    class Stream(io.BytesIO):
+        def seekable(self) -> bool:
+            return False
+
+        def seek(self, *_: int) -> int:
+            raise io.UnsupportedOperation("seek")
+
+    assert load_image(Stream(written.getvalue())).size == (40, 30)

@@ -248,6 +248,30 @@ def test_without_heat_a_region_is_cut_by_area() -> None:
     assert cut_region(Box(0, 0, 100, 70), [HOT, other], flat, RULES) == other
 
 
+def test_of_several_regions_the_one_that_overlaps_most_is_touched_and_else_the_nearest() -> None:
+    line, below, twin = Box(300, 200, 700, 240), Box(300, 320, 700, 350), Box(300, 310, 700, 350)
+    nothing = Heat([], Box(0, 0, *SIZE))
+    between = Box(400, 250, 500, 300)  # 10 pixels under the line, 20 over the other
+    assert cut_region(between, [below, line], nothing, RULES) is line
+    assert cut_region(between, [twin, line], nothing, RULES) is twin, "as near: the first"
+    assert cut_region(Box(400, 300, 500, 350), [line, below], nothing, RULES) is below
+    # the gap may be a share of the longer side
+    assert cut_region(between, [line], nothing, ReviewConfig(snap_gap=10 / 400)) is line
+    assert cut_region(between, [line], nothing, ReviewConfig(snap_gap=9 / 400)) is None
+
+
+def test_what_is_proposed_is_shown_unasked_unless_it_adds_nothing_or_waits_to_be_asked_for() -> None:
+    def kept_back(policy: str, shown: Sequence[View], *, insert: bool = True, **how: bool) -> str:
+        config = AgentConfig().replace(policy=policy, review={"insert": insert})
+        return CropPolicy(config, VIEWS, perceives=True).keeps_back(shown, plan(HOT), **how)
+
+    beside = [COARSE, crop(HOT)]
+    assert kept_back("implicit", beside) == kept_back("implicit", [COARSE], insert=False, further=True) == ""
+    assert kept_back("implicit", beside, further=True) == kept_back("hybrid", beside) == "a crop would add nothing"
+    assert kept_back("hybrid", [COARSE]) == ""
+    assert kept_back("hybrid", [COARSE], insert=False) == "crops are shown when asked for"
+
+
 def test_a_cold_box_is_turned_down_for_a_region_that_is_hot() -> None:
     heat = Heat.of(look(), SIZE)
     assert hotter_region(0.0, [COLD, HOT], heat, RULES) == HOT
@@ -356,7 +380,7 @@ def test_a_cold_box_may_be_moved_instead() -> None:
     found = review(COLD, review={"elsewhere": "snap"})
     assert (found.serve, found.code) == (True, "elsewhere")
     assert found.plan == plan(HOT)
-    assert "moved" in found.reason
+    assert found.reason == f"The box was moved to <{HOT.as_list()}>: there is little for this question where it was."
     assert found.numbers["crop_tokens"] == plan(HOT).tokens
     assert found.numbers["asked_tokens"] == plan(COLD).tokens
 
@@ -364,7 +388,7 @@ def test_a_cold_box_may_be_moved_instead() -> None:
 def test_a_box_that_cuts_the_region_is_moved_to_it() -> None:
     found = review(Box(550, 50, 700, 300))
     assert (found.serve, found.code, found.plan) == (True, "cut", plan(HOT))
-    assert f"<{HOT.as_list()}>" in found.reason
+    assert found.reason == f"The box was moved to <{HOT.as_list()}>, so that nothing there is cut off."
     assert review(Box(550, 50, 700, 300), refused_turns=1).plan is None
     assert review(Box(550, 50, 700, 300), review={"snap": None}).plan is None
     fixed = look().model_copy(update={"fixed": True})

@@ -175,6 +175,28 @@ def test_runs_saved_by_earlier_versions_go_on(tmp_path: Path) -> None:
         assert agent.resume("stopped").text == "43"
 
 
+def test_a_run_at_a_step_of_a_later_version_says_so(tmp_path: Path) -> None:
+    with scripted(tmp_path) as agent:
+        state, context = agent.begin(IMAGE, "What?", thread="later")
+        with closing(sqlite3.connect(tmp_path / "episodes.sqlite", check_same_thread=False)) as steps:
+            saver = SqliteSaver(steps, serde=JsonTypesSerializer())
+            config = SavedRuns(tmp_path).run_config("later")
+            compile_graph(saver).invoke(state, config=config, context=context, interrupt_before=["think"])
+            for row, kind, stored in steps.execute("SELECT rowid, type, checkpoint FROM checkpoints").fetchall():
+                step = saver.serde.loads_typed((kind, stored))
+                for part in (step["channel_values"], step["channel_versions"]):
+                    for name in [name for name in part if name == "branch:to:think"]:
+                        part["branch:to:verify"] = part.pop(name)
+                changed = saver.serde.dumps_typed(step)[1]
+                steps.execute("UPDATE checkpoints SET checkpoint = ? WHERE rowid = ?", (changed, row))
+            steps.commit()
+    with (
+        scripted(tmp_path) as agent,
+        pytest.raises(ConfigError, match=r"'later' is at a step .* a later release saved it"),
+    ):
+        agent.resume("later")
+
+
 PROCESS = """
 import sys, time
 from pathlib import Path

@@ -266,3 +266,15 @@ def test_the_gate_names_the_image_that_a_call_is_about() -> None:
         agent = scripted([call, "yes"], protocol="qwen3vl", looks=look, policy="hybrid")
         (refused,) = agent.run([WIDE, TALL], "which?").trace.turns[0].calls
         assert refused.code == "gate" and f"the image with img_idx {number}." in refused.reason
+
+
+@each_case("scores", [(0.9, 0.1), (0.1, 0.9)])
+def test_where_the_gate_fires_for_one_image_it_lets_calls_about_every_image_through(scores: tuple[float, ...]) -> None:
+    def look(messages: list[Message]) -> list[PerceptionRecord]:
+        (shown,) = view_ids(messages)
+        return [PerceptionRecord(score=scores[shown == "coarse2"], threshold=0.5)]
+
+    calls = [CALLS["qwen3vl"].replace('"img_idx": 1', f'"img_idx": {number}') for number in (0, 1)]
+    trace = scripted([*calls, "yes"], protocol="qwen3vl", looks=look, policy="hybrid").run([WIDE, TALL], "which?").trace
+    assert [call.decision for turn in trace.turns for call in turn.calls] == ["served", "served"]
+    assert trace.perception is not None and [one.score for one in trace.perception.every] == [0.9, 0.9]

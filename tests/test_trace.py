@@ -25,6 +25,7 @@ from qzoom_agent.trace import (
     saved_images,
 )
 from qzoom_agent.views import View, ViewStore
+from tests.cases import each_case
 
 TEXT = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=30)
 COUNT = st.integers(0, 10**6)
@@ -153,6 +154,19 @@ def test_a_newer_minor_version_loads_and_its_fields_are_left_out(tmp_path: Path)
     loaded = Trace.load(written(tmp_path, version=f"{major}.99", later={"x": 1}, views=[view], turns=turns))
     assert (loaded.version, loaded.views[0].digest, loaded.turns[0].text) == (f"{major}.99", "b" * 64, "hi")
     assert "later" not in loaded.model_dump()
+
+
+@each_case(
+    "change", [{"status": "paused"}, {"turns": [{"index": 0, "text": "", "calls": [{"name": "z", "decision": "x"}]}]}]
+)
+def test_a_word_of_a_newer_minor_version_is_not_called_damage(change: dict[str, object], tmp_path: Path) -> None:
+    newer = written(tmp_path, version="1.99", **change)
+    with pytest.raises(
+        TraceError, match=r"version 1\.99, this qzoom-agent knows 1\.\d+ - install the release that wrote it"
+    ):
+        Trace.load(newer)
+    with pytest.raises(TraceError, match="was edited or is not a trace"):
+        Trace.load(written(tmp_path, version=VERSION, **change))
 
 
 def test_a_file_of_an_older_minor_version_loads(tmp_path: Path) -> None:

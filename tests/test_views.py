@@ -134,6 +134,18 @@ def test_a_box_of_another_view_is_refused():
     assert "crop2" in store and "crop3" not in store
 
 
+def test_a_view_of_an_image_that_a_tool_made_covers_that_image_and_where_it_has_a_place_the_original():
+    store = filled_store()
+    shown = []
+    for matrix in (None, (1.0, 0.0, 600.0, 0.0, 1.0, 500.0)):  # moved by 600 and 500 pixels
+        store.add_tool_image(Image.new("RGB", (200, 100)), matrix=matrix, **BUDGET)
+        source = store.views[-1].source
+        view = store.add_crop(Box(0, 0, 100, 100, view=source), parent=store.views[-1].id, **BUDGET)
+        inside, other = Box(50, 0, 150, 100, view=source), Box(50, 0, 150, 100, view="original2")
+        shown.append([view.coverage(box) for box in (inside, Box(650, 500, 750, 600), other)])
+    assert shown == [[0.5, 0.0, 0.0], [0.5, 0.5, 0.0]]
+
+
 def test_an_extreme_shape_is_refused():
     store = ViewStore()
     store.add_original(Image.new("RGB", (1, 100_000)))

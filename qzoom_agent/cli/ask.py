@@ -21,6 +21,7 @@ from qzoom_agent.cli.main import BACKEND, BUDGET, OK
 from qzoom_agent.cli.options import add_agent_flags, load_agent, read_config
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.files import is_stream, require_file, require_folder
+from qzoom_agent.report.markdown import percent
 
 if TYPE_CHECKING:
     from qzoom_agent.agent import Agent
@@ -299,7 +300,8 @@ class _Steps:
             return
         share = view.region.area / self.areas[view.image]
         verb, image = "zoom" if call else "show", f"image {view.image + 1}" if len(self.areas) > 1 else "image"
-        self.console.line(f"{verb} {_quad(view.box)} {share:.1%} of {image} +{view.tokens} visual tokens{took}", "cyan")
+        cost = f"{percent(share, 1)} of {image} +{view.tokens} visual tokens{took}"
+        self.console.line(f"{verb} {_quad(view.box)} {cost}", "cyan")
         if call and call.decision in ("grown", "snapped") and call.reason:
             self.console.line(f"     {printable(call.reason)}", "dim")
 
@@ -386,7 +388,7 @@ def describe(call: PendingCall, size: tuple[int, int]) -> list[str]:
     share = (x2 - x1) * (y2 - y1) / (size[0] * size[1])
     whole = f"{f'image {call.image + 1}, ' if call.image else ''}{size[0]}x{size[1]} px"
     head = f"call {printable(call.name)}{label} [{x1:.0f},{y1:.0f},{x2:.0f},{y2:.0f}] of {whole}"
-    cost = f", {share:.1%} of image, +{call.tokens} visual tokens"
+    cost = f", {percent(share, 1)} of image, +{call.tokens} visual tokens"
     return [head + cost, *(f"     {printable(note)}" for note in call.notes)]
 
 

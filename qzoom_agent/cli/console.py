@@ -18,6 +18,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final, Literal, TextIO
 
 from qzoom_agent.errors import visible
+from qzoom_agent.report.markdown import percent
 
 if TYPE_CHECKING:
     from qzoom_agent.evaluation.sample_result import SampleResult
@@ -155,8 +156,8 @@ class Progress:
         parts = [
             f"{self.prefix}{self.task} {self._bar()}{self.n}/{self.total}",
             f"{self.measure} {mean:.3f} \u00b1 {spread:.3f}" if self.scored else "",
-            f"gate {self.fired / self.gated:.0%}" if self.gated else "",
-            f"parsed {self.parsed / self.n:.0%}" if self.scored else "",
+            f"gate {percent(self.fired / self.gated)}" if self.gated else "",
+            f"parsed {percent(self.parsed / self.n)}" if self.scored else "",
             f"{self.new / seconds:.1f}/s" if self.new and seconds > 0 else "",
             f"{_clock(seconds / self.new * (self.total - self.n))} left" if self.new and self.n < self.total else "",
             self.console.style(f"{self.failed} failed", "red") if self.failed else "",

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from qzoom_agent.cli.console import print_table, printable
+from qzoom_agent.report.markdown import percent
 
 if TYPE_CHECKING:
     from qzoom_agent.evaluation.compare import Comparison, TaskComparison
@@ -48,18 +49,21 @@ def show_comparison(comparison: Comparison) -> None:
     for name, each in comparison.tasks.items():
         rows.append((name, str(each.n), f"{each.accuracy[0]:.3f}", f"{each.accuracy[1]:.3f}", *_row(each)))
     print_table(rows, header=("task", "pairs", "before", "after", *_HEAD))
+    if comparison.made_differently:
+        print(printable(f"The runs were made with different {', '.join(comparison.made_differently)} (env.json)."))
+        print("Seconds depend on these, and qzoom-agent itself has not always counted the same seconds.")
     sys.stdout.flush()
 
 
 def _row(each: TaskComparison) -> tuple[str, ...]:
     zooming = each.zooming
     return (
-        _difference(each.difference, "+.3f"),
+        _difference(each.difference, "+z.3f"),
         f"{each.difference.p:.2g}",
         str(each.difference.gained),
         str(each.difference.lost),
-        _difference(each.visual_tokens, "+.1f"),
-        _difference(each.seconds, "+.3f"),
+        _difference(each.visual_tokens, "+z.1f"),
+        _difference(each.seconds, "+z.3f"),
         f"{zooming.tool_gain:.3f}",
         f"{zooming.tool_harm:.3f}",
         f"{zooming.regret_after:.3f}",
@@ -100,8 +104,9 @@ def _facts(result: TaskResult) -> list[Sequence[str]]:
         ]
     prose = f"  {marks.sentences} replies are sentences: a judge reads them (--judge URL)" if marks.sentences else ""
     parts = f"  coarse {cost.coarse_tokens:.1f}, crops {cost.crop_tokens:.1f}"
+    parts += f", tools {cost.tool_tokens:.1f}" if cost.tool_tokens else ""
     lines += [
-        ("parsed", f"{marks.parse_rate:.1%}{prose}"),
+        ("parsed", f"{percent(marks.parse_rate, 1)}{prose}"),
         ("visual tokens", _mean(cost.visual_tokens, ".1f") + parts),
         ("token-layers", _mean(cost.token_layers, ".0f")),
         ("seconds", _mean(cost.seconds, ".3f")),
@@ -115,13 +120,15 @@ def _facts(result: TaskResult) -> list[Sequence[str]]:
     speed = f"{cost.samples_per_second:.2f} questions a second" if cost.samples_per_second else "not recorded"
     lines += [("throughput", speed), ("peak memory", memory)]
     if look.gate_rate is not None:
-        lines.append(("gate asked for more", f"{look.gate_rate:.1%}"))
-    zooms = f"{look.zooms:.2f} a question, in {look.zoom_rate:.1%}"
+        lines.append(("gate asked for more", percent(look.gate_rate, 1)))
+    zooms = f"{look.zooms:.2f} a question, in {percent(look.zoom_rate, 1)}"
     if look.calls:
         zooms += f"  calls {look.calls}: served {look.served}, refused {look.refused}, failed {look.failed}"
     lines.append(("zooms", zooms))
     if look.needless_zooms is not None:
-        lines.append(("needless zooms", f"{look.needless_zooms:.1%} of the questions that the coarse view answers"))
+        lines.append(
+            ("needless zooms", f"{percent(look.needless_zooms, 1)} of the questions that the coarse view answers")
+        )
     if look.redundant is not None and look.zooms:
         lines.append(("redundant crops", f"{100 * look.redundant:.1f} for 100 questions"))
     if look.recall and look.iou:

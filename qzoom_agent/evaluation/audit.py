@@ -211,7 +211,7 @@ def _sign(paired: Paired) -> int:
 
 def points(paired: Paired) -> str:
     """Return a difference in accuracy such as "+4.0 points (+1.2 to +6.8)"."""
-    text = f"{100 * paired.difference:+.1f} points"
+    text = f"{100 * paired.difference:+z.1f} points"
     if paired.interval is None:
         return text
-    return f"{text} ({100 * paired.interval.low:+.1f} to {100 * paired.interval.high:+.1f})"
+    return f"{text} ({100 * paired.interval.low:+z.1f} to {100 * paired.interval.high:+z.1f})"

@@ -89,6 +89,8 @@ class Comparison(Figures):
     after: str
     """Their folders."""
     tasks: dict[str, TaskComparison]
+    made_differently: list[str]
+    """Parts of the runs' environments that differ, such as "torch": their seconds are not of the model alone."""
 
 
 class Pair(NamedTuple):
@@ -126,7 +128,19 @@ def compare(before: RunFolder, after: RunFolder, *, scorer: str | None = None) -
         both = [row for pair in pairs for row in (*pair.before, *pair.after)]
         one_version(both, chosen, folders=f"{before.path}` and `qzoom eval rescore {after.path}")
         found[name] = _compare(name, pairs, alone, chosen, before, after)
-    return Comparison(before=str(before.path), after=str(after.path), tasks=found)
+    was, now = (_environments(run) for run in (before, after))
+    return Comparison(
+        before=str(before.path),
+        after=str(after.path),
+        tasks=found,
+        made_differently=sorted({part for part, _ in was ^ now}) if was and now else [],
+    )
+
+
+def _environments(run: RunFolder) -> set[tuple[str, str]]:
+    """Return the parts of the environments that a run was made in; empty where none was noted."""
+    noted = run.environments() if (run.path / "env.json").exists() else []
+    return {(part, text) for one in noted for part, text in one.items() if part not in ("date", "command")}
 
 
 def _pairs(before: Sequence[SampleResult], after: Sequence[SampleResult]) -> tuple[list[Pair], tuple[int, int]]:
@@ -185,6 +199,12 @@ def worth(rows: Sequence[SampleResult], scorer: str) -> float:
     return fmean(row.value(scorer) for row in rows)
 
 
+def deciding(rows: Sequence[SampleResult], scorer: str) -> tuple[SampleResult, bool]:
+    """Return the first repeat of a sample that is right or wrong as the sample is, and whether it is right."""
+    right = worth(rows, scorer) >= RIGHT
+    return next(row for row in rows if (row.value(scorer) >= RIGHT) == right), right
+
+
 def zooming(pairs: Sequence[Pair], scorer: str) -> Zooming:
     """Return the outcomes of zooming; of several repeats the first counts."""
     counts = {"helped": 0, "harmed": 0, "needless": 0, "in_vain": 0}
@@ -214,10 +234,9 @@ _OUTCOMES = {(True, False): "helped", (False, True): "harmed", (True, True): "ne
 
 
 def _flip(pair: Pair, scorer: str, before: RunFolder, after: RunFolder) -> Flip | None:
-    was, now = worth(pair.before, scorer) >= RIGHT, worth(pair.after, scorer) >= RIGHT
+    (one, was), (two, now) = deciding(pair.before, scorer), deciding(pair.after, scorer)
     if was == now:
         return None
-    one, two = pair.before[0], pair.after[0]
     return Flip(
         task=two.task,
         id=two.id,

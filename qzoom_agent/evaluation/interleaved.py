@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 
 from qzoom_agent.agent import Agent
 from qzoom_agent.data.samples import Sample
-from qzoom_agent.errors import ConfigError
+from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.evaluation.redundancy import INSIDE
 from qzoom_agent.evaluation.run_log import fingerprint
 from qzoom_agent.evaluation.scorers.match import exact_match
@@ -110,20 +110,26 @@ def _ask_all(
     boxes: Mapping[str, Callable[[Sample], Sequence[Box]]],
 ) -> dict[str, Cell]:
     return {
-        name: _ask(arms[name], question, boxes[name](question) if name in boxes else question.boxes) for name in names
+        name: _ask(name, arms[name], question, boxes[name](question) if name in boxes else question.boxes)
+        for name in names
     }
 
 
-def _ask(agent: Agent, question: Sample, gold: Sequence[Box]) -> Cell:
+def _ask(name: str, agent: Agent, question: Sample, gold: Sequence[Box]) -> Cell:
     began = perf_counter()
     answer = agent.run(question.image, question.question, boxes=gold if agent.config.policy == "oracle" else None)
     seconds = perf_counter() - began
     trace = answer.trace
+    if trace.status == "error":  # neither its answer nor its seconds are those of the model
+        raise BackendError(
+            f"The model failed under '{name}', so nothing can be compared: {trace.error} - finished questions are "
+            f"kept: mend that, and give the same command again, which goes on at {question.id}."
+        )
     crops = [view for view in trace.views if view.kind == "crop"]
     covered = [max((crop.coverage(needle) for crop in crops), default=0.0) >= INSIDE for needle in question.boxes]
     return Cell(
         id=question.id,
-        correct=trace.status != "error" and exact_match(answer.text, question.answer),
+        correct=exact_match(answer.text, question.answer),
         zoomed=bool(crops),
         covered=all(covered) if covered else None,
         visual_tokens=trace.usage.visual_tokens,

@@ -24,7 +24,7 @@ from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.interleaved import Cell, Table
 from qzoom_agent.evaluation.stats import Figures, Interval, draws, paired, wilson
 from qzoom_agent.extras import require
-from qzoom_agent.report.markdown import markdown_table
+from qzoom_agent.report.markdown import markdown_table, percent
 
 TASKS: Final = ("needle-scene", "needle-doc", "needle-global")
 BUDGETS: Final = (64, 100, 144, 256, 400, 576)
@@ -201,11 +201,11 @@ def _headline_cells(one: Headline) -> tuple[str, ...]:
     return (
         one.task,
         str(one.baseline.n),
-        f"{one.baseline.accuracy:.1%} at {one.baseline.budget}{whose}",
-        "none" if one.fastest is None else f"{one.fastest.accuracy:.1%} at {one.fastest.budget}",
+        f"{percent(one.baseline.accuracy, 1)} at {one.baseline.budget}{whose}",
+        "none" if one.fastest is None else f"{percent(one.fastest.accuracy, 1)} at {one.fastest.budget}",
         "not reached" if one.speed is None else f"{one.speed:.2f}x{_range(one.speed_interval, '.2f')}",
-        f"{one.best.accuracy:.1%} at {one.best.budget}",
-        f"{100 * one.gain:+.1f}{_range(one.gain_interval, '+.1f', 100)} points",
+        f"{percent(one.best.accuracy, 1)} at {one.best.budget}",
+        f"{100 * one.gain:+z.1f}{_range(one.gain_interval, '+z.1f', 100)} points",
     )
 
 
@@ -220,10 +220,10 @@ def _point_cells(one: ParetoPoint) -> tuple[str, ...]:
         one.task,
         LABELS[one.policy],
         str(one.budget),
-        f"{one.accuracy:.1%}",
-        f"{one.interval.low:.1%} to {one.interval.high:.1%}",
-        f"{one.zooms:.0%}",
-        "-" if one.covered is None or one.policy in _PLAIN else f"{one.covered:.1%}",
+        percent(one.accuracy, 1),
+        f"{percent(one.interval.low, 1)} to {percent(one.interval.high, 1)}",
+        percent(one.zooms),
+        "-" if one.covered is None or one.policy in _PLAIN else percent(one.covered, 1),
         f"{one.visual_tokens:.0f}",
         f"{one.token_layers:.0f}",
         f"{one.seconds:.3f}",

@@ -19,13 +19,14 @@ import PIL.Image
 import PIL.ImageDraw
 
 from qzoom_agent.evaluation.audit import MEANINGS, TaskAudit, points, read_audit
-from qzoom_agent.evaluation.compare import RIGHT, compare, worth
+from qzoom_agent.evaluation.compare import compare, deciding, worth
 from qzoom_agent.evaluation.run_log import RunFolder
 from qzoom_agent.evaluation.sample_result import Cause, SampleResult, placed
 from qzoom_agent.evaluation.stats import Figure
 from qzoom_agent.evaluation.summary import Results, TaskResult, by_sample, measured
 from qzoom_agent.report import page
 from qzoom_agent.report.episode import render_html
+from qzoom_agent.report.markdown import percent
 
 MAX_ROWS = 5000
 THUMBNAIL_SIDE = 96
@@ -38,7 +39,7 @@ _MOST_KINDS = 16
 """Of more kinds the chart shows none, because their labels would not fit in; the bars show all."""
 _LINE = 15.0
 """Least distance of two labels."""
-_NEAR = 130.0
+_NEAR = 150.0
 """Labels that are further apart than this stand beside each other."""
 
 
@@ -53,7 +54,8 @@ def write_run_report(folder: RunFolder, *, baseline: RunFolder | None = None, pa
     target = path or folder.path / "report.html"
     others = folder.ablations
     if baseline is not None and baseline.path.resolve() not in {other.path.resolve() for other in others.values()}:
-        others = {baseline.path.name: baseline} | others
+        named = str(baseline.path) if baseline.path.name in others else baseline.path.name
+        others = {named: baseline} | others
     against = {name: compare(other, folder) for name, other in others.items()}
     flipped = compare(baseline, folder) if baseline is not None else next(iter(against.values()), None)
     flips = {} if flipped is None else {(f.task, f.id): f.became for one in flipped.tasks.values() for f in one.flips}
@@ -71,6 +73,7 @@ def write_run_report(folder: RunFolder, *, baseline: RunFolder | None = None, pa
         folder=folder.path.name,
         results=results,
         tasks=tasks,
+        answers=len(rows),
         bars=_bars(tasks),
         scatter=Scatter(_points(results, rows, figures)),
         comparisons=against,
@@ -126,7 +129,7 @@ def _points(results: Results, rows: Sequence[SampleResult], figures: Mapping[str
                 for other, result in figures.items()
                 if name in result.tasks
             ]
-        if one and not figures and len(task.marks.kinds) <= _MOST_KINDS:
+        if one and not figures and 1 < len(task.marks.kinds) <= _MOST_KINDS:
             for kind, figure in task.marks.kinds.items():
                 known = measured([row for row in rows if row.kind == kind])
                 points.append(ChartPoint(kind, fmean(row.visual_tokens for row in known), figure, False))
@@ -172,16 +175,17 @@ class Scatter:
     """Accuracy from 0 to 100 % over visual tokens from 0, in units of the picture; drawn by charts.html.jinja."""
 
     width, height = 640, 320
-    left, right, top, bottom = 62.0, 490.0, 12.0, 280.0
+    left, right, top, bottom = 62.0, 450.0, 12.0, 280.0
 
     def __init__(self, points: Sequence[ChartPoint]) -> None:
-        self.points = points
+        self.points = sorted(points, key=lambda point: point.main)  # the last one drawn is on top
         most = max((point.x for point in points), default=0.0) or 1.0
         step = _step(most)
         self.end = step * math.ceil(1.02 * most / step)
         self.ticks = [count * step for count in range(round(self.end / step) + 1)]
-        self.heights = _spread([(self.x(point.x), self.y(point.figure.mean)) for point in points])
-        self.alt = "; ".join(f"{each.label} {100 * each.figure.mean:.0f}% at {each.x:,.0f}" for each in points)
+        places = [(self.x(point.x), self.y(point.figure.mean)) for point in self.points]
+        self.heights = _spread(places, self.top, self.bottom)
+        self.alt = "; ".join(f"{each.label} {percent(each.figure.mean)} at {each.x:,.0f}" for each in points)
 
     def x(self, tokens: float) -> float:
         """Return the place of a number of visual tokens."""
@@ -198,15 +202,15 @@ def _step(most: float) -> float:
     return next(size * unit for size in (0.2, 0.5, 1.0, 2.0) if most / (size * unit) <= 6)
 
 
-def _spread(places: Sequence[tuple[float, float]]) -> list[float]:
-    """Return heights of labels at these places, moved apart from the lowest upwards so that none covers another."""
+def _spread(places: Sequence[tuple[float, float]], top: float, bottom: float) -> list[float]:
+    """Return heights of labels at these places, moved apart so that none covers another or leaves the chart."""
     heights = [height for _, height in places]
-    done: list[int] = []
-    for at in sorted(range(len(places)), key=lambda at: -heights[at]):
-        for below in done:
-            if abs(places[at][0] - places[below][0]) < _NEAR and heights[below] - heights[at] < _LINE:
-                heights[at] = heights[below] - _LINE
-        done.append(at)
+    for down, edge in ((-1, bottom), (1, top)):  # first upwards from the lowest, then down again where they left it
+        done: list[int] = []
+        for at in sorted(range(len(places)), key=lambda at: down * heights[at]):
+            nearest = [heights[other] + down * _LINE for other in done if abs(places[at][0] - places[other][0]) < _NEAR]
+            heights[at] = down * max(down * height for height in (heights[at], edge, *nearest))
+            done.append(at)
     return heights
 
 
@@ -218,8 +222,8 @@ def _shown(results: Results, rows: Sequence[SampleResult]) -> list[list[SampleRe
     samples = [each for name in results.tasks for each in by_sample(row for row in rows if row.task == name).values()]
 
     def order(repeats: list[SampleResult]) -> int:
-        right = worth(repeats, results.tasks[repeats[0].task].scorer) >= RIGHT
-        return len(CAUSES) if right else CAUSES.index(repeats[0].cause)
+        row, right = deciding(repeats, results.tasks[repeats[0].task].scorer)
+        return len(CAUSES) if right else CAUSES.index(row.cause)
 
     return sorted(samples, key=order)[:MAX_ROWS]
 
@@ -233,9 +237,10 @@ def _sample(
     limit: int,
 ) -> dict[str, Any]:
     """Return a row of the table: one sample with its repeats."""
-    row = repeats[0]
-    scorer = results.tasks[row.task].scorer
-    value = worth(repeats, scorer)
+    task = results.tasks[repeats[0].task]
+    scorer, answered = task.scorer, task.part.answered
+    row, right = deciding(repeats, scorer)
+    verdicts = ("right", row.cause) if answered else ("replied", "no reply")
     ends = {
         "refused": any(each.usage.refused for each in repeats),
         "failed": any(each.failed_calls for each in repeats),
@@ -245,10 +250,12 @@ def _sample(
     return {
         "row": row,
         "kind": f"{row.task}: {row.kind}" if len(results.tasks) > 1 else row.kind,
-        "value": value,
-        "right": value >= RIGHT,
-        "cause": None if value >= RIGHT else row.cause,
+        "value": worth(repeats, scorer),
+        "right": right,
+        "verdict": verdicts[not right],
+        "cause": row.cause if answered and not right else None,
         "became": flips.get((row.task, row.id)),
+        "ended": ", ".join(dict.fromkeys(each.status for each in repeats)),
         "ends": " ".join(name for name, found in ends.items() if found),
         "gold": _lettered(row.gold[0], row),
         "answers": "; ".join(dict.fromkeys(_said(each, scorer) for each in repeats)),
@@ -290,7 +297,7 @@ def _picture(folder: RunFolder, row: SampleResult, limit: int) -> dict[str, Any]
     draw, scale = PIL.ImageDraw.Draw(small), (small.width / row.size[0], small.height / row.size[1]) * 2
     gold, crops = placed(row.boxes, row.box_images), placed(row.crops, row.crop_images)
     # the picture is that of the first image
-    marks = [(colour, box) for colour, some in ((GOLD, gold), (CROP, crops)) for number, box in some if not number]
+    marks = [(colour, box) for colour, some in ((CROP, crops), (GOLD, gold)) for number, box in some if not number]
     for colour, box in marks:
         x1, y1, x2, y2 = (by * value for by, value in zip(scale, box, strict=True))
         draw.rectangle((x1 - 1, y1 - 1, max(x1 + 1, x2), max(y1 + 1, y2)), outline=colour)

@@ -102,11 +102,10 @@ class RunSpec(BaseModel, use_attribute_docstrings=True):
 
     def grown(self, later: RunSpec) -> RunSpec:
         """Return this with the questions of `later`; raise ConfigError for a change that is not growth."""
-        differ = [
-            f"{name}: {old!r} then, {new!r} now"
-            for name, old, new in (("seed", self.seed, later.seed), ("weights", self.weights, later.weights))
-            if old != new
-        ]
+        differ = [] if self.seed == later.seed else [f"seed: {self.seed} then, {later.seed} now"]
+        if self.weights != later.weights:
+            note = " (those of a model in the package change with its version)"
+            differ.append(f"weights: {self.weights!r} then, {later.weights!r} now{note}")
         if later.repeats < self.repeats:
             differ.append(f"repeats: {self.repeats} then, {later.repeats} now")
         for name in self.tasks.keys() & later.tasks.keys():
@@ -197,10 +196,7 @@ class RunFolder:
                     f"{self.path} holds another run. Different: {'; '.join(differ)}. Choose another folder (--out, in "
                     "Python: out)."
                 )
-            before, ask = self.ask, self.ask.grown(ask)
-            if ask != before:  # the figures of the smaller run would stand for this one until it is finished
-                for name in ("results.json", "report.html"):
-                    (self.path / name).unlink(missing_ok=True)
+            ask = self.ask.grown(ask)
         self.write("config.yaml", config.to_yaml())
         self.write("run.json", ask.model_dump_json(indent=1) + "\n")
         known = self.environments() if (self.path / "env.json").exists() else []

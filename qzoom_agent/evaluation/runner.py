@@ -180,10 +180,16 @@ def evaluate(
         folder.replace_rows(row.completed(scorers.get(row.task, {})) for row in folder.in_order())
         return _write_results(folder, asked, scorer)
 
+    def begin() -> None:
+        before = folder.ask if (folder.path / "results.json").exists() else None
+        folder.begin(kept, ask, environment or {})
+        if before not in (None, folder.ask):  # so that the figures of a smaller run do not stand for this one
+            finish()
+
     results = ask_all(
         runs,
         folder,
-        begin=lambda: folder.begin(kept, ask, environment or {}),
+        begin=begin,
         finish=finish,
         repeats=repeats,
         workers=workers,

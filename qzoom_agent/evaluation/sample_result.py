@@ -29,7 +29,7 @@ from qzoom_agent.views import ViewStore, original_id
 
 Cause = Literal["failed", "never looked", "looked elsewhere", "saw and misread", "looked, place unknown"]
 TAKE_GOLD: frozenset[PolicyName] = frozenset({"oracle", "random"})
-_TOLD = ("kind", "cluster", "gold", "options", "meta")
+_TOLD = ("kind", "cluster", "gold", "options", "meta", "box_images")
 """Fields that a task can correct without another answer."""
 
 

@@ -40,6 +40,8 @@ class Cost(Figures):
     visual_tokens: Figure
     coarse_tokens: float
     crop_tokens: float
+    tool_tokens: float = 0.0
+    """Of images that own tools returned; 0 in results of older releases."""
     written_tokens: float
     turns: float
     token_layers: Figure
@@ -314,6 +316,7 @@ def cost(rows: Sequence[SampleResult]) -> Cost:
         visual_tokens=_mean(rows, lambda row: row.visual_tokens),
         coarse_tokens=fmean(row.usage.coarse_tokens for row in rows),
         crop_tokens=fmean(row.usage.crop_tokens for row in rows),
+        tool_tokens=fmean(row.usage.tool_tokens for row in rows),
         written_tokens=fmean(row.usage.written_tokens for row in rows),
         turns=fmean(row.turns for row in rows),
         token_layers=_mean(rows, lambda row: row.token_layers),

@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal, TypeVar
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ from transformers import PreTrainedModel
 
 from qzoom_agent.config import Blur, Sides
 from qzoom_agent.errors import BackendError
+from qzoom_agent.files import first_fault
 from qzoom_agent.perception.adapters import adapter_for, full_layers, text_model
 from qzoom_agent.perception.decoder import Rotary, is_plain, last_token, layer_share, project, rotate, run_layer
 
@@ -357,6 +358,11 @@ class Branches(nn.Module):
                 for name, value in stored.items()
                 if not name.endswith(_SCALE)
             }
+        except ValidationError as error:
+            raise BackendError(
+                f"The branches in {folder} cannot be read: {CONFIG} has {first_fault(error)}. Copy them again, or "
+                "install the release of qzoom-agent that wrote them."
+            ) from None
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise BackendError(f"The branches in {folder} cannot be read: {error}. Copy them again.") from error
         found = cls.from_weights(weights, config, model, where=str(folder))

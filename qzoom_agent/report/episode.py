@@ -15,7 +15,7 @@ from qzoom_agent.geometry import Box
 from qzoom_agent.report import page
 from qzoom_agent.report.look import coarse_view, findings
 from qzoom_agent.report.overlay import fractions
-from qzoom_agent.trace import CallRecord, QuestionRecord, Trace, Turn, Usage
+from qzoom_agent.trace import CallRecord, Quad, QuestionRecord, Trace, Turn, Usage
 from qzoom_agent.views import View
 
 
@@ -58,11 +58,9 @@ def render_html(trace: Trace, image: page.Pictures, *, expected: str | None = No
         expected=expected,
         tokens=_tokens(trace),
         zooms=_zooms(trace.total),
-        stage=stages[0] if stages else None,
-        more_stages=stages[1:],
-        crop_count=len(numbers),
+        stages=stages,
         crops=crops,
-        questions=[_part(one, image, crops, limit) for one in trace.questions],
+        questions=[_part(one, image, crops, limit, several=len(originals) > 1) for one in trace.questions],
         decision=_decision,
         numbers=lambda call: [
             f"{page.cut(key, 60).replace('_', ' ')} {page.number(value)}"
@@ -77,7 +75,7 @@ def render_html(trace: Trace, image: page.Pictures, *, expected: str | None = No
 
 
 def _part(
-    record: QuestionRecord, image: page.Pictures, crops: Mapping[str, page.Thumbnail], limit: int
+    record: QuestionRecord, image: page.Pictures, crops: Mapping[str, page.Thumbnail], limit: int, *, several: bool
 ) -> dict[str, Any]:
     """Return one question of a trace, as the template shows it."""
     results = {call.result for turn in record.turns for call in turn.calls}
@@ -86,11 +84,17 @@ def _part(
     return {
         "record": record,
         "found": [findings(look, further=at > 0) for at, look in enumerate(record.looks)],
-        "first": [crops.get(view.id) or coarse_view(view, image(view.digest), limit) for view in first],
+        "first": [
+            crops.get(view.id) or coarse_view(view, image(view.digest), limit, several=several) for view in first
+        ],
         "first_tokens": sum(view.tokens for view in first),
         # A crop is counted where it was asked for; `visual_tokens` count it a turn later, where it is encoded.
         "turns": [
-            (turn, _title(turn), sum(shown[id].tokens for id in {call.result for call in turn.calls} if id in shown))
+            (
+                turn,
+                _title(turn, record),
+                sum(shown[id].tokens for id in {call.result for call in turn.calls} if id in shown),
+            )
             for turn in record.turns
         ],
     }
@@ -107,10 +111,9 @@ def _marks(trace: Trace, original: View) -> list[page.BoxMark]:
     every = [view for view in trace.all_views if view.kind == "crop"]
     turns, image = trace.all_turns, original.image
     numbers = {view.id: number for number, view in enumerate(every, start=1) if view.image == image}
-    crops = [view for view in every if view.id in numbers]
     marks = []
 
-    def add(kind: str, turn: int | None, label: str, title: str, box: Sequence[float] | None) -> None:
+    def add(kind: str, turn: int | str | None, label: str, title: str, box: Sequence[float] | None) -> None:
         clipped = fractions(box, original.size)
         if clipped is not None:
             marks.append(page.BoxMark(kind, turn, label, title, clipped))
@@ -119,13 +122,16 @@ def _marks(trace: Trace, original: View) -> list[page.BoxMark]:
         for box, number in zip(one.gold, one.gold_images or [0] * len(one.gold), strict=False):
             if number == image:
                 add("gold", None, "", "Known place of the answer", box)
-    for look in (found for one in trace.questions for look in one.looks if (found := look.of(image))):
-        for rank, box in enumerate(look.boxes, start=1):
-            add("proposed", 0, "", f"Proposed box {rank}", box)
     results = {call.result for turn in turns for call in turn.calls}
-    for view in crops:
-        if view.id not in results:
-            add("served", 0, str(numbers[view.id]), f"Crop {numbers[view.id]}, shown by the policy", view.box)
+    for at, one in enumerate(trace.questions, start=1):
+        part = f"look-{at}" if at > 1 else 0  # its id on the page
+        for look in (found for look in one.looks if (found := look.of(image))):
+            for rank, box in enumerate(look.boxes, start=1):
+                add("proposed", part, "", f"Proposed box {rank}", box)
+        for view in one.views:
+            if view.id in numbers and view.id not in results:
+                label = str(numbers[view.id])
+                add("served", part, label, f"Crop {label}, shown by the policy", view.box)
     for position, turn in enumerate(turns, start=1):
         for call in turn.calls:
             crop = trace.view(call.result) if call.result else None
@@ -138,6 +144,12 @@ def _marks(trace: Trace, original: View) -> list[page.BoxMark]:
                 cross = "" if given else "\u00d7"
                 kind = "asked" if given else "denied"
                 add(kind, position, cross, f"Asked in turn {position}, {_decision(call)}", _asked(trace, call))
+    # Of crops of one place the last is on top, so it has the numbers of all.
+    same: dict[Quad, list[str]] = {}
+    for at, mark in enumerate(marks):
+        if mark.kind == "served":
+            same.setdefault(mark.box, []).append(mark.label)
+            marks[at] = mark._replace(label=", ".join(sorted(same[mark.box], key=int)))
     return marks
 
 
@@ -179,7 +191,7 @@ def _crop(trace: Trace, view: View, number: int, image: page.Pictures, limit: in
     of = "" if view.kept is None else f" of {sum(map(len, view.kept)):,}, those on the foreground of the map"
     name = f"image {view.image + 1}" if view.image else "original"
     facts = [f"{page.listed(view.box)} in {name} px", part, closer, f"{view.tokens:,} visual tokens{of}", blind]
-    alt = f"Crop {number}, {view.width} x {view.height} pixels as shown to the model"
+    alt = f"Crop {number}, {view.width} x {view.height} pixels {'withheld from' if blind else 'as shown to'} the model"
     # A row of print is legible only as wide as the page allows.
     return page.thumbnail(image(view.digest), f"Crop {number}", alt, facts, limit=limit, across=wide > 3 * high)
 
@@ -219,7 +231,7 @@ def _tokens(trace: Trace) -> str:
     return page.dots([f"coarse {usage.coarse_tokens:,}", f"crops {usage.crop_tokens:,}", made, saved, whole])
 
 
-def _title(turn: Turn) -> str:
+def _title(turn: Turn, record: QuestionRecord) -> str:
     if turn.calls:
         named = list(
             dict.fromkeys("Zoom" if call.arguments is None else page.cut(call.name, 40) for call in turn.calls)
@@ -228,6 +240,9 @@ def _title(turn: Turn) -> str:
         title = ", ".join([*named, *([] if served else ["not served"])])
     else:
         title = "Answer" if turn.answer is not None else "Unreadable" if turn.problems else "Text"
-    sure = None if turn.confidence is None else f"confidence {turn.confidence:.2f}"
+    answered = [one for one in record.turns if one.answer is not None]
+    sure = None if turn.confidence is None else f"least likely token {turn.confidence:.2f}"
+    if answered and turn is answered[-1] and record.confidence is not None:  # the calibrated one, as answer.confidence
+        sure = f"confidence {record.confidence:.2f}"
     forced = "last turn, without tools" if turn.forced else None
     return page.dots([title, sure, forced, "cut off" if turn.finish == "length" else None])

@@ -101,6 +101,7 @@ def findings(record: PerceptionRecord, *, further: bool = False) -> dict[str, An
         "level": _percent(record.score, scale) or 0.0,
         "mark": _percent(record.threshold, scale),
         "facts": [
+            *(f"gate of image {one.image + 1} {compared(one)}" for one in record.others if one.score is not None),
             f"perceived by {page.cut(record.perceiver, 80)}" if record.perceiver else None,
             f"{boxes:,} proposed {'box' if boxes == 1 else 'boxes'}" if heat or boxes else "no map was made",
             f"hottest cell {peak:.3g}" if peak is not None else None,
@@ -111,11 +112,12 @@ def findings(record: PerceptionRecord, *, further: bool = False) -> dict[str, An
     }
 
 
-def coarse_view(view: View, image: page.Picture, limit: int) -> page.Thumbnail:
+def coarse_view(view: View, image: page.Picture, limit: int, *, several: bool = False) -> page.Thumbnail:
     """Return the image as the coarse pass saw it."""
     facts = [f"{view.width} x {view.height} px as shown", f"{view.tokens:,} visual tokens"]
-    alt = f"Coarse view, {view.width} x {view.height} pixels as shown to the model"
-    return page.thumbnail(image, "Coarse view", alt, facts, limit=limit)
+    title = f"Coarse view of image {view.image + 1}" if several else "Coarse view"
+    alt = f"{title}, {view.width} x {view.height} pixels as shown to the model"
+    return page.thumbnail(image, title, alt, facts, limit=limit)
 
 
 def _percent(value: float | None, scale: float) -> float | None:

@@ -27,6 +27,7 @@ from markupsafe import Markup
 
 from qzoom_agent.errors import TraceError, is_unseen
 from qzoom_agent.files import atomic_write
+from qzoom_agent.report.markdown import percent
 from qzoom_agent.report.overlay import MAX_SIDE, OPACITY, heat_image, heat_place
 from qzoom_agent.trace import PerceptionRecord, Quad
 from qzoom_agent.views import View
@@ -88,17 +89,17 @@ def environment() -> Environment:
     found.filters |= {
         "bounded": bounded,
         # turns count from 1, and 0 is the first look, before the model wrote
-        "colour": lambda turn: f"c{(turn - 1) % COLOURS}" if turn else "cx",
+        "colour": lambda turn: f"c{(turn - 1) % COLOURS}" if turn and isinstance(turn, int) else "cx",
         "cost": cost,
         "cut": cut,
         "dots": dots,
         "fixed": lambda value, digits: f"{value:,.{digits}f}",
         "listed": listed,
         "number": number,
-        "percent": lambda value, digits=0: f"{value:.{digits}%}",
+        "percent": percent,
         "seconds": seconds,
         "share": share,
-        "signed": lambda value, digits: f"{value:+.{digits}f}",
+        "signed": lambda value, digits: f"{value:+z.{digits}f}",
     }
     return found
 
@@ -164,8 +165,8 @@ def seconds(value: float) -> str:
 
 def share(part: float, whole: float) -> str:
     """Return `part` of `whole` in percent."""
-    percent = 100 * part / whole if whole else 0.0
-    return f"{percent:.1f}%" if percent < 10 else f"{percent:.0f}%"
+    found = part / whole if whole else 0.0
+    return percent(found, 1 if found < 0.1 else 0)
 
 
 def dots(parts: Iterable[str | None]) -> str:
@@ -205,7 +206,8 @@ class BoxMark(NamedTuple):
     """A box drawn over the original; fractions of its width and height, x1 y1 x2 y2."""
 
     kind: str
-    turn: int | None
+    turn: int | str | None
+    """Number of the turn that it lights up with, or the id of that part of the page: colourless, as 0 is."""
     label: str
     title: str
     box: Quad

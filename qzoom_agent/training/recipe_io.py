@@ -263,6 +263,12 @@ def require_same(
         return
     before = read_json(stored, dict[str, Any], "Delete the folder it is in, or choose another --output.")
     before = before if kind is None else with_new_names(before, kind)
+    if "contents" in settings and "contents" not in before:
+        message = (
+            f"{made} was begun by an earlier version, which kept no digest of data and weights: whether they have "
+            "changed since, as those of a model in the package do with its version, is not checked."
+        )
+        warnings.warn_explicit(message, UserWarning, str(stored), 0)  # shows no line of this code
     was, now = dict(_leaves(before)), dict(_leaves({**before, **json.loads(json.dumps(settings))}))
     differ = sorted(key for key in was.keys() | now.keys() if was.get(key) != now.get(key))
     both = was.keys() & now.keys()  # of another path the name differs; older runs stored no contents
@@ -272,7 +278,8 @@ def require_same(
         what = "data or weights" if all(key.startswith("contents.") for key in differ) else "settings"
         raise ConfigError(
             f"{made} was begun with other {what} ({listed}), so it can be neither resumed nor taken for a result of "
-            "these. Delete it, or choose another --output."
+            "these. To resume it, give them as they were: an earlier version of the package may have had others. "
+            "Delete it, or choose another --output, to begin anew."
         )
 
 
@@ -292,6 +299,10 @@ def begin(
         require_same(stored, settings, made=made, kind=kind)
     processes.wait_for_everyone()  # so that none of them reads settings that another one has just written
     if processes.is_main_process:
+        if made.exists() and stored.exists() and "contents" not in read_json(stored, dict[str, Any], "Delete it."):
+            settings = {
+                key: value for key, value in settings.items() if key != "contents"
+            }  # today's are not those of then
         with atomic_write(stored) as writing:
             writing.write_text(json.dumps(settings, sort_keys=True, indent=1), encoding="utf-8")
 

@@ -304,7 +304,7 @@ class Agreement(GroupReward):
         seen, crops = one.trace.perception, _crops_of(one.trace)
         if seen is None:
             return None
-        if suffices(seen, 1.0, map_decides=_map_decides(one.trace)):
+        if all(suffices(part, 1.0, map_decides=_map_decides(one.trace)) for part in seen.every):
             return float(not crops)
         if not crops:
             return 0.0
@@ -529,8 +529,8 @@ class VisionThinkPrice(GroupReward):
 class CropsAmongRight(GroupReward):
     """`cost` for every unit of zooming saved against the other right answers of the group; 0 for wrong answers.
 
-    The second channel of HDPO (Metis, arXiv 2604.08545). It sums to 0 over the right answers, so it can make no wrong
-    answer look better than a right one; a group with fewer than two right answers learns nothing from it.
+    The second channel of HDPO (Metis, arXiv 2604.08545). It takes at most `cost` times `most` from a right answer; keep
+    that below what accuracy is worth. A group with fewer than two right answers learns nothing from it.
     """
 
     scales = ("cost",)

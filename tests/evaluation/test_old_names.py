@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from qzoom_agent.confidence import Calibration
+from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.run_log import RunFolder
 from qzoom_agent.evaluation.runner import evaluate
 from qzoom_agent.evaluation.summary import Results
@@ -22,6 +24,31 @@ def _old(value: object) -> object:
     if isinstance(value, dict):
         return {{"task": "suite", "tasks": "suites"}.get(key, key): _old(one) for key, one in value.items()}
     return [_old(one) for one in value] if isinstance(value, list) else value
+
+
+def test_files_of_a_later_format_are_refused_by_name(tmp_path: Path) -> None:
+    evaluate(player(), [numbers()], out=tmp_path)
+    (tmp_path / "confidence.json").write_text('{"version": "1.0", "policies": {}}')
+    folder = RunFolder.existing(tmp_path)
+    readers = {
+        "run.json": lambda: folder.ask,
+        "results.json": lambda: Results.of(folder),
+        "confidence.json": lambda: Calibration.load(tmp_path / "confidence.json"),
+    }
+    for name, read in readers.items():
+        data = json.loads((tmp_path / name).read_text())
+        for later in ("1.7", "2.0"):  # of a later minor version what is not known is left out
+            (tmp_path / name).write_text(json.dumps(data | {"version": later, "unknown": 1}))
+            if later == "1.7":
+                assert read().version == later
+                continue
+            with pytest.raises(
+                ConfigError, match=f"{name}: it has the format 2.0 of a later qzoom-agent, .* reads 1.0"
+            ):
+                read()
+    (tmp_path / "config.yaml").write_text("unknown: 1\n")
+    with pytest.raises(ConfigError, match=r"config\.yaml: Unknown key 'unknown'"):
+        _ = folder.config
 
 
 def test_a_run_folder_of_an_earlier_version_opens_and_resumes(tmp_path: Path) -> None:

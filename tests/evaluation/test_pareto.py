@@ -11,7 +11,7 @@ import torch
 
 from qzoom_agent.agent import Agent
 from qzoom_agent.config import AgentConfig
-from qzoom_agent.errors import ConfigError
+from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.evaluation import pareto
 from qzoom_agent.evaluation.interleaved import Cell, Table, measure, weights_of
 from qzoom_agent.evaluation.pareto import draw, headline, headline_table, points, points_table, ratio
@@ -55,6 +55,8 @@ def test_headline_by_hand() -> None:
     assert one.best.budget == 144 and one.gain == pytest.approx(0.25)
     text = headline_table([one])
     assert "75.0% at 400" in text and "4.00x" in text and "+25.0" in text
+    equal = headline("needle-scene", {**TABLE, "implicit@64": cells("1111", seconds=[0.5])})
+    assert equal.best.budget == 64 and equal.fastest is not None and equal.fastest.budget == 144
 
 
 def test_a_rival_that_is_better_is_the_baseline() -> None:
@@ -94,11 +96,19 @@ def test_ratio_of_pairs_that_always_keep_it_has_no_width() -> None:
     assert ratio([3.0], [2.0]) == (1.5, None)
 
 
-def test_the_figure_is_drawn_in_both_formats(tmp_path: Path) -> None:
+def test_ratio_of_two_pairs_may_be_that_of_either() -> None:
+    """Drawn with replacement, one pair in four draws is both times the same."""
+    assert ratio([1.0, 3.0], [1.0, 1.0]) == (2.0, (1.0, 3.0))
+
+
+def test_the_figure_is_drawn_in_both_formats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rival = {"rival@576": cells("1011", seconds=[0.9], tokens=576)}
     found = [*points("needle-scene", {**TABLE, **rival}), *points("needle-doc", TABLE)]
     draw(found, tmp_path / "a.png", tmp_path / "a.svg")
+    curves, shown = pareto._curves, []
+    monkeypatch.setattr(pareto, "_curves", lambda axes, some, key: shown.append(some) or curves(axes, some, key))
     draw(found, tmp_path / "b.svg")
+    assert shown == 2 * [found[: len(TABLE) + 1], found[len(TABLE) + 1 :]], "each panel is of one task"
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     text = (tmp_path / "a.svg").read_text()
     assert text == (tmp_path / "b.svg").read_text() and text.count("<!-- needle-") == 2
@@ -148,6 +158,16 @@ def test_an_interrupted_run_goes_on_at_the_question_in_flight(tmp_path: Path) ->
     assert [one.id for one in table["b"]] == [one.id for one in whole["b"]]
     with pytest.raises(ConfigError, match="other configurations"):
         measure(Counting(["a", "c"]).arms, "needle-doc", n=4, journal=journal)
+
+
+def test_a_model_that_fails_ends_the_run_and_is_no_wrong_answer_in_no_time(tmp_path: Path) -> None:
+    def reply(messages: list[Any]) -> str:
+        raise RuntimeError("out of memory")
+
+    arms = Counting(["direct@64"]).arms | {"direct@576": Agent(ScriptedBackend(reply), policy="direct")}
+    with pytest.raises(BackendError, match=r"failed under 'direct@576'.*out of memory.*goes on at needle-doc-"):
+        measure(arms, "needle-doc", n=1, journal=tmp_path / "doc.jsonl")
+    assert len((tmp_path / "doc.jsonl").read_text().splitlines()) == 1, "settings alone"
 
 
 def test_answers_of_other_weights_are_not_taken_for_those_of_these(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import re
 from base64 import b64decode
 from dataclasses import replace
 from io import BytesIO
-from itertools import count
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,14 @@ from qzoom_agent.evaluation import report
 from qzoom_agent.evaluation.report import ChartPoint, Scatter, write_run_report
 from qzoom_agent.evaluation.run_log import RunFolder, environment
 from qzoom_agent.evaluation.runner import evaluate, rescore
-from qzoom_agent.evaluation.stats import Figure, Interval
+from qzoom_agent.evaluation.stats import Figure, Interval, Paired
+from qzoom_agent.evaluation.summary import Results
+from qzoom_agent.evaluation.tasks.catalog import unscored
 from qzoom_agent.evaluation.tasks.task import Score
 from qzoom_agent.geometry import Box
 from qzoom_agent.models.scripted import ScriptedBackend
 from qzoom_agent.report import page as pages
-from tests.evaluation.player import Numbers, changed, numbers, player
+from tests.evaluation.player import Numbers, asked, changed, numbers, player
 from tests.report.pages import Page
 
 
@@ -206,6 +208,8 @@ def test_box_recall_is_told_of_every_task(tmp_path: Path) -> None:
     text = write_run_report(RunFolder(tmp_path)).read_text(encoding="utf-8")
     recall = RunFolder(tmp_path).latest()[0].recall
     assert recall and text.count(f"<td>1.00</td><td>{recall:.0%}</td>") == 2
+    evaluate(player(zooms=lambda i: True), [numbers(3)], out=tmp_path / "one")
+    assert f"box recall {recall:.0%}" in write_run_report(RunFolder(tmp_path / "one")).read_text(encoding="utf-8")
 
 
 def test_options_are_written_out_on_both_sides(tmp_path: Path) -> None:
@@ -238,13 +242,33 @@ def test_pictures_carry_the_known_boxes_and_the_crops(run: RunFolder) -> None:
     assert close(saw, report.CROP) >= 10 > close(never, report.CROP)
 
 
+def test_boxes_are_drawn_on_the_image_that_they_are_of(tmp_path: Path) -> None:
+    def load(source: TaskSource) -> list[Sample]:
+        first, second = Image.new("RGB", (200, 100)), Image.new("RGB", (100, 200))
+        boxes = (Box(50, 100, 90, 160, view="original2"),)
+        return [Sample("x", "pages", "all", first, "Which?", "1", boxes=boxes, others=(second,))]
+
+    task = replace(numbers(), name="pages", load=load, aggregate=None)
+    replies = ["ZOOM image 2: 250, 250, 750, 750", "1"]
+    evaluate(Agent(ScriptedBackend(replies, protocol="plain")), [task], out=tmp_path)
+    run = RunFolder(tmp_path)
+    [picture] = images_of(page_of(run))
+    colours = np.asarray(Image.open(BytesIO(b64decode(picture.partition(",")[2]))))
+    assert colours.max() < 60, "neither the crop nor the known box is on the first image"
+    [row] = run.latest()
+    assert (row.boxes, row.box_images) == ([(50, 100, 90, 160)], [1])
+    assert row.sample().boxes == (Box(50, 100, 90, 160, view="original2"),)
+    _, second = run.trace_path(row.key).with_suffix(".html").read_text(encoding="utf-8").split('<div class="stage s1">')
+    assert 'class="box gold' in second
+
+
 def test_boxes_keep_their_place_on_a_long_thin_picture(tmp_path: Path) -> None:
     def load(source: TaskSource) -> list[Sample]:
         thin = Image.new("RGB", (105, 4000), "white")  # 3 x 96 as drawn, not 2.52 x 96
         return [replace(numbers(1).load(source)[0], image=thin, boxes=(Box(0, 3000, 105, 3400),))]
 
     evaluate(player(policy="direct"), [replace(numbers(), load=load)], out=tmp_path, traces=True)
-    shown = Page(write_run_report(RunFolder(tmp_path)).read_text(encoding="utf-8")).images[0]
+    shown = images_of(page_of(tmp_path))[0]
     drawn = np.asarray(Image.open(BytesIO(b64decode(shown.partition(",")[2])))).astype(int)
     rows = np.flatnonzero((drawn.min(axis=2) < 150).any(axis=1))
     assert (rows.min(), rows.max() + 1) == pytest.approx((72, 82), abs=2)
@@ -263,7 +287,7 @@ def test_boxes_of_a_second_image_are_drawn_on_it_alone(tmp_path: Path) -> None:
     evaluate(agent, [replace(numbers(), load=load)], out=tmp_path, traces=True)
     (row,) = folder.latest()
     assert (row.box_images, row.crop_images, row.sample().boxes[0].view) == ([1], [1], "original2")
-    shown = Page(write_run_report(folder).read_text(encoding="utf-8")).images[0]
+    shown = images_of(page_of(folder))[0]
     drawn = Image.open(BytesIO(b64decode(shown.partition(",")[2])))
     assert close(drawn, report.GOLD) < 10 > close(drawn, report.CROP), "it is the picture of the first image"
     episode = folder.trace_path(row.key).with_suffix(".html").read_text(encoding="utf-8")
@@ -290,5 +314,107 @@ def test_charts_hold_their_marks() -> None:
     )
     heights = [float(y) for y in re.findall(r'y="([\d.]+)" text-anchor="start"', plot)]
     assert len(heights) == 3
-    assert abs(heights[0] - heights[1]) >= 14, "labels of neighbours do not cover each other"
+    assert abs(heights[0] - heights[2]) >= 14, "labels of neighbours do not cover each other"
     assert charts.scatter(Scatter([]))
+
+
+@pytest.mark.parametrize("mean", [0.0, 0.5, 1.0])
+def test_every_label_of_a_chart_is_inside_it_and_the_run_itself_on_top(mean: float) -> None:
+    charts: Any = pages.environment().get_template("charts.html.jinja").module
+    figure = Figure(4, mean, 0.25, Interval(0.0, 1.0))
+    points = [ChartPoint(f"kind {at}", 60 + at, figure, at == 0) for at in range(16)]
+    plot = charts.scatter(Scatter(points))
+    heights = sorted(float(y) for y in re.findall(r'y="([-\d.]+)" text-anchor="start"', plot))
+    assert len(heights) == 16 and all(after - before >= 14 for before, after in pairwise(heights))
+    assert heights[0] >= 10 and heights[-1] <= Scatter.height - 20, "below are the numbers of the axis"
+    assert plot.rindex("<circle") == plot.index("<circle", plot.index('r="6"') - 40)
+
+
+def test_a_chart_of_one_kind_has_one_point(tmp_path: Path) -> None:
+    def load(source: TaskSource) -> list[Sample]:
+        return [Sample("x", "one", "all", Image.new("RGB", (200, 100)), "Which?", "1")]
+
+    evaluate(Agent(ScriptedBackend(["1"])), [replace(numbers(), name="one", load=load, aggregate=None)], out=tmp_path)
+    assert write_run_report(RunFolder(tmp_path)).read_text(encoding="utf-8").count("<circle") == 1
+
+
+def test_the_interval_of_a_figure_has_its_digits() -> None:
+    charts: Any = pages.environment().get_template("charts.html.jinja").module
+    drawn = charts.bars([("long run", Figure(2000, 0.9995, 0.0005, Interval(0.9972, 0.9999)), True)])
+    assert "99.95%<i> [99.7, 100.0] n 2000</i>" in drawn
+
+
+def test_a_difference_of_less_than_its_digits_has_no_negative_zero() -> None:
+    assert report.points(Paired(4, -0.0001, Interval(-0.0004, 0.0002), 0, 0, 1.0)) == "+0.0 points (+0.0 to +0.0)"
+
+
+def test_a_page_of_questions_without_answers_calls_no_reply_right_or_wrong(tmp_path: Path) -> None:
+    def reply(messages: list[Any]) -> str:
+        if asked(messages) == 1:
+            raise RuntimeError("gone")
+        return "7"
+
+    task = unscored(numbers(3))
+    evaluate(Agent(ScriptedBackend(reply)), [task], out=tmp_path, source=TaskSource(answered=False))
+    text = write_run_report(RunFolder(tmp_path)).read_text(encoding="utf-8")
+    assert "Replied, with its 95 % interval" in text and "Replied against visual tokens" in text
+    assert "1 of 3 answers failed; a failed one counts as no reply." in text
+    shown = re.sub(r"<(style|script)>.*?</\1>", "", text, flags=re.DOTALL)
+    assert not re.search(r">(Accuracy|right|wrong|right and wrong|failed|saw and misread)\b(?! answer)", shown)
+    assert re.findall(r'colspan="10">([^<]*)<', shown) == ["no reply", "replied"]
+
+
+def test_times_of_less_than_ten_milliseconds_are_not_shown_as_none(tmp_path: Path) -> None:
+    evaluate(player(), [numbers(2)], out=tmp_path)
+    run = RunFolder(tmp_path)
+    for row in (rows := run.latest()):
+        row.usage.seconds.perceive, row.usage.seconds.think, row.usage.seconds.act = 0.001, 0.0034, 0.0
+    (tmp_path / "samples.jsonl").write_text("".join(f"{row.model_dump_json()}\n" for row in rows), encoding="utf-8")
+    rescore(RunFolder(tmp_path), [numbers(2)])
+    text = write_run_report(RunFolder(tmp_path)).read_text(encoding="utf-8")
+    assert text.count('<td class="num">0.0044</td>') == 2
+    assert "p50 0.0044, p95 0.0044" in text
+
+
+def test_a_baseline_named_as_an_ablation_is_a_row_of_its_own(run: RunFolder, tmp_path: Path) -> None:
+    evaluate(player(), [numbers(12)], out=(other := tmp_path / "elsewhere" / "direct"))
+    text = write_run_report(run, baseline=RunFolder(other)).read_text(encoding="utf-8")
+    against = re.findall(r"<tr><td>([^<]*)</td><td>numbers</td><td>12</td>", text)
+    assert against == [str(other), "direct"]
+
+
+def test_the_parts_of_the_visual_tokens_hold_those_of_tools(tmp_path: Path) -> None:
+    def load(source: TaskSource) -> list[Sample]:
+        return [Sample("x", "turned", "all", Image.new("RGB", (280, 560)), "Which?", "1")]
+
+    replies = ['TOOL: rotate {"degrees": 90}', "1"]
+    agent = Agent(ScriptedBackend(replies, protocol="plain"), policy="explicit", tools=["rotate"])
+    evaluate(agent, [replace(numbers(), name="turned", load=load, aggregate=None)], out=tmp_path)
+    text = write_run_report(RunFolder(tmp_path)).read_text(encoding="utf-8")
+    cost = Results.of(RunFolder(tmp_path)).tasks["turned"].cost
+    assert cost.tool_tokens > 0
+    assert cost.visual_tokens.mean == cost.coarse_tokens + cost.crop_tokens + cost.tool_tokens
+    assert f"{cost.coarse_tokens:.0f} coarse, 0 in crops, {cost.tool_tokens:.0f} of tools" in text
+
+
+def test_a_row_of_repeats_tells_of_the_ones_that_decide_it(tmp_path: Path) -> None:
+    """Of three replies the first is right, the second fails, and the third is wrong."""
+    turn = count()
+
+    def reply(messages: list[Any]) -> str:
+        if (at := next(turn)) == 1:
+            raise RuntimeError("gone")
+        return "1" if at == 0 else "x"
+
+    def load(source: TaskSource) -> list[Sample]:
+        return [Sample("x", "one", "all", Image.new("RGB", (200, 100)), "Which?", "1")]
+
+    task = replace(numbers(), name="one", load=load, aggregate=None)
+    evaluate(Agent(ScriptedBackend(reply)), [task], out=tmp_path, repeats=3)
+    text = write_run_report(RunFolder(tmp_path)).read_text(encoding="utf-8")
+    assert "1 of 3 answers failed; a failed one counts as wrong." in text
+    [row] = rows_of(Page(text))
+    assert row["data-cause"] == "failed" and 'colspan="10">failed<' in text
+    assert "<td>answered, error</td></tr>" in text
+    failed = next(one for one in RunFolder(tmp_path).latest() if one.status == "error")
+    assert [link["href"] for link in Page(text).attributes("a")] == [f"traces/{failed.key}.html"]

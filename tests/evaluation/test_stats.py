@@ -95,6 +95,14 @@ def test_an_interval_of_clusters_is_the_published_one() -> None:
     )
 
 
+def test_clusters_that_are_alike_by_chance_make_nothing_surer() -> None:
+    """Their residuals are 0, or small where the large ones are alike: the analysis of variance counts, by hand."""
+    halves = figure([1.0, 0.0] * 20, clusters=[str(index // 10) for index in range(40)])
+    assert halves.se == pytest.approx(math.sqrt(0.25 / 40))
+    # 0.375 between clusters of 1.25 values in effect, nothing within: 0.3 in all, times a design effect of 1.5
+    assert figure([1.0, 1.0, 1.0, 0.0], clusters="aabc").se == pytest.approx(math.sqrt(0.3 / 4 * 1.5))
+
+
 @pytest.mark.parametrize(("clusters", "p"), [(2, 0.5), (3, 0.25), (5, 0.0625), (6, 0.03125), (10, 2 / 1024)])
 def test_few_clusters_are_tested_exactly(clusters: int, p: float) -> None:
     names = [str(cluster) for cluster in range(clusters) for _ in range(3 + cluster)]  # of different sizes
@@ -126,8 +134,13 @@ def test_paired_counts_flips() -> None:
     assert result.difference == pytest.approx(10 / 60)
     # Exact McNemar for 12 against 2: 2 * (1 + 14 + 91) / 2**14.
     assert result.p == pytest.approx(2 * 106 / 2**14)
-    assert result.interval is not None
-    assert result.interval.low > 0
+    # Bonett and Price: one gain and one loss more, with Student's t of 59 and 59 for the 60 pairs.
+    mean, square, n = 10 / 60 * 59 / 61, (14 / 60 * 59 + 2) / 61, 61
+    half = 2.000995 * math.sqrt((square - mean**2) / n)
+    assert result.interval == pytest.approx((mean - half, mean + half), abs=1e-6)
+    # Where nothing changed, as many values count as there are clusters.
+    same = paired([0.0] * 8, [0.0] * 8, clusters=[str(index // 2) for index in range(8)])
+    assert same.interval == pytest.approx((-1.959964 * math.sqrt(2) / 6, 1.959964 * math.sqrt(2) / 6), abs=1e-6)
 
 
 def test_paired_with_few_changes_claims_nothing() -> None:

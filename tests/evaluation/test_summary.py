@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from qzoom_agent.agent import Agent
+from qzoom_agent.cli.result_tables import show_comparison
 from qzoom_agent.data.samples import Sample, TaskSource
 from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.evaluation.compare import compare
@@ -115,7 +117,7 @@ def test_an_empty_task_is_refused() -> None:
 
 def test_a_limited_run_is_stamped(tmp_path: Path) -> None:
     result = evaluate(player(), [numbers(40)], out=tmp_path, limit=10).tasks["numbers"]
-    assert (result.n, result.partial) == (10, True)
+    assert (result.n, result.partial, result.marks.repeats) == (10, True, None)
     assert {kind: one.n for kind, one in result.marks.kinds.items()} == {"even": 4, "odd": 5, "tenth": 1}
     assert evaluate(player(), [numbers(40)], out=tmp_path, limit=20).tasks["numbers"].n == 20
 
@@ -139,6 +141,19 @@ def test_costs_and_looks_stand_beside_the_accuracy(tmp_path: Path) -> None:
     assert cost.peak_memory["host"] > 10**7
 
 
+def test_a_scorer_that_some_rows_lack_has_no_figure(tmp_path: Path) -> None:
+    assert set(evaluate(player(), [numbers(3)], out=tmp_path).tasks["numbers"].scores) == {"faithful", "clean"}
+    run, whole = RunFolder(tmp_path), RunFolder(tmp_path / "whole")
+    evaluate(player(), [numbers(3)], out=whole.path)
+    rows = [row.model_copy(update={"scores": {"faithful": row.scores["faithful"]}}) for row in run.latest()]
+    run.replace_rows([*run.latest()[:-1], rows[-1]])
+    assert set(summarise(run).tasks["numbers"].scores) == {"faithful"}
+    run.replace_rows(rows)
+    for pair in ((run, whole), (whole, run)):
+        with pytest.raises(ConfigError, match="no scorer 'clean' in both"):
+            compare(*pair, scorer="clean")
+
+
 def test_samples_that_failed_do_not_make_a_run_cheaper(tmp_path: Path) -> None:
     def breaks(index: int) -> bool:
         if index > 3:
@@ -153,6 +168,7 @@ def test_samples_that_failed_do_not_make_a_run_cheaper(tmp_path: Path) -> None:
     assert (broken.cost.turns, broken.cost.written_tokens) == (whole.cost.turns, whole.cost.written_tokens)
     found = compare(RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "broken")).tasks["numbers"]
     assert (found.n, found.difference.difference, found.visual_tokens.difference) == (8, -0.5, 0.0)
+    assert (found.visual_tokens.n, found.token_layers.n, found.seconds.n) == (4, 4, 4)
     assert found.token_layers.interval is None
 
 
@@ -267,6 +283,22 @@ def test_two_runs_are_compared_in_pairs(tmp_path: Path) -> None:
         assert Path(flip.trace_after or "").is_file()
 
 
+def test_a_flip_of_repeats_shows_replies_that_are_as_it_says(tmp_path: Path) -> None:
+    replies = {"before": ["0", "x", "x"], "after": ["x", "0", "0"]}
+    for name, written in replies.items():
+        evaluate(Agent(ScriptedBackend(written)), [numbers(1)], out=tmp_path / name, repeats=3)
+    [flip] = compare(RunFolder(tmp_path / "before"), RunFolder(tmp_path / "after")).tasks["numbers"].flips
+    assert (flip.became, flip.before, flip.after) == ("right", "x", "0")
+
+
+def test_costs_are_compared_by_cluster(tmp_path: Path) -> None:
+    task = [numbers(8, clustered=True)]
+    evaluate(player(), task, out=tmp_path / "a")
+    evaluate(player(zooms=lambda index: True), task, out=tmp_path / "b")
+    found = compare(RunFolder(tmp_path / "a"), RunFolder(tmp_path / "b")).tasks["numbers"]
+    assert (found.visual_tokens.gained, found.visual_tokens.p) == (8, 2 / 2**4), "all of four clusters cost more"
+
+
 def test_what_zooming_did(tmp_path: Path) -> None:
     zooming = compare(*two(tmp_path)).tasks["numbers"].zooming
     assert (zooming.pairs, zooming.helped, zooming.harmed, zooming.needless, zooming.in_vain) == (7, 2, 1, 1, 3)
@@ -326,6 +358,22 @@ def test_an_interrupted_run_is_compared_by_the_tasks_that_it_has_begun(tmp_path:
         assert {name: task.n for name, task in found.tasks.items()} == {"one": 3}
 
 
+def test_runs_of_different_versions_are_compared_with_what_differs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, after = two(tmp_path)
+    assert compare(before, after).made_differently == []  # nothing is noted of either
+    same = {"platform": "Linux", "cores": "2"}
+    before.write("env.json", json.dumps([{**same, "date": "2026-01-01", "command": "x", "qzoom-agent": "0.1.0"}]))
+    after.write("env.json", json.dumps([{**same, "date": "2027-01-01", "qzoom-agent": "0.2.0", "placement": "cuda"}]))
+    found = compare(before, after)
+    assert found.made_differently == ["placement", "qzoom-agent"]
+    show_comparison(found)
+    assert "were made with different placement, qzoom-agent (env.json)" in capsys.readouterr().out
+    show_comparison(compare(before, before))
+    assert "made with" not in capsys.readouterr().out
+
+
 def test_a_task_that_was_added_is_compared_before_the_run_is_finished(tmp_path: Path) -> None:
     class Stop:
         def begin(self, task: str, planned: int) -> None: ...
@@ -345,6 +393,7 @@ def test_a_task_that_was_added_is_compared_before_the_run_is_finished(tmp_path: 
         "one": (3, "faithful"),
         "two": (1, "faithful"),
     }
+    assert {name: task.partial for name, task in summarise(after).tasks.items()} == {"one": False, "two": True}
     assert write_run_report(after, baseline=before).exists()
 
 

@@ -94,6 +94,10 @@ def test_crops_stop_where_the_budget_does() -> None:
     assert answer.trace.usage.inserted == 1
     assert answer.trace.perception is not None
     assert "no room" in answer.trace.perception.reason
+    whole = scripted(sight((2, 1, 5, 3))).run(IMAGE, "what?").usage.visual_tokens
+    for limit, inserted in ((whole, 1), (whole - 1, 0)):
+        budget = {"max_visual_tokens": limit}
+        assert scripted(sight((2, 1, 5, 3)), budget=budget).run(IMAGE, "what?").usage.inserted == inserted
     tight = scripted(sight((2, 1, 5, 3)), budget={"max_visual_tokens": 70}).run(IMAGE, "what?")
     assert tight.trace.usage.inserted == 0
     # the answer stands, but not as one that had all it asked for

@@ -20,8 +20,9 @@ from PIL import Image
 from qzoom_agent.errors import TraceError
 from qzoom_agent.geometry import Box
 from qzoom_agent.report.episode import render_html, write_report
-from qzoom_agent.report.page import MAX_TEXT, environment, legible, listed, number, write_page
-from qzoom_agent.trace import CallRecord, Images, PerceptionRecord, Trace, Turn, Usage, by_digest
+from qzoom_agent.report.markdown import percent
+from qzoom_agent.report.page import COLOURS, MAX_TEXT, asset, environment, legible, listed, number, write_page
+from qzoom_agent.trace import CallRecord, Images, PerceptionRecord, QuestionRecord, Trace, Turn, Usage, by_digest
 from qzoom_agent.views import ViewStore
 from qzoom_agent.zoom.shipped_tools import rotate
 from tests.report.pages import Page
@@ -191,6 +192,14 @@ def test_everything_that_happened_is_on_the_page() -> None:
     assert [len(found.having(kind)) for kind in ("gold", "proposed", "served")] == [1, 1, 2 + 1]
 
 
+@pytest.mark.parametrize(("calibrated", "shown"), [(0.8, "confidence 0.80"), (None, "least likely token 0.97")])
+def test_a_page_calls_confidence_what_the_answer_does(calibrated: float | None, shown: str) -> None:
+    turns = [Turn(index=at, text="1", answer="1", confidence=sure) for at, sure in enumerate((0.6, 0.97))]
+    text = page(turns=turns, confidence=calibrated).text
+    assert "least likely token 0.60" in text, "an answer that was not kept"
+    assert shown in text and text.count("confidence 0.") == (calibrated is not None)
+
+
 def position(found: Page, mark: dict[str, str | None]) -> list[float]:
     name = next(name for name in (mark["class"] or "").split() if re.fullmatch(r"m\d+", name))
     rule = re.search(
@@ -211,6 +220,14 @@ def test_boxes_lie_where_the_crops_were_cut_and_where_the_model_asked() -> None:
     assert position(found, found.having("denied")[0]) == pytest.approx(asked_in_cells, abs=0.01)
     targets = {attrs.get("id") for _, attrs in found.tags}
     assert all((attrs["href"] or "")[1:] in targets for tag, attrs in found.tags if tag == "a")
+
+
+def test_a_crop_over_another_of_the_same_place_has_both_numbers() -> None:
+    trace, images = episode()
+    again = trace.views[2].model_copy(update={"id": "crop3"})
+    text = render_html(trace.model_copy(update={"views": [*trace.views, again]}), images)
+    labels = re.findall(r'aria-label="Crop (\d+)[^>]*><span>([^<]*)</span>', text)
+    assert labels == [("3", "3"), ("1", "1, 3"), ("2", "2")]
 
 
 def test_every_turn_has_its_own_colour_and_every_image_a_description() -> None:
@@ -256,8 +273,41 @@ def test_crops_nobody_asked_for_belong_to_the_first_look() -> None:
     assert [mark["data-turn"] for mark in served] == ["0", "0"]
 
 
+def test_a_page_of_several_images_shows_the_look_at_each_and_one_set_of_switches() -> None:
+    store, looks = ViewStore(), list[PerceptionRecord]()
+    for place, score in enumerate((0.9, 0.2)):
+        store.add_original(Image.new("RGB", (560, 560)), number=place)
+        store.add_coarse(factor=28, min_tokens=100, max_tokens=100, number=place)
+        looks.append(PerceptionRecord(score=score, threshold=0.5, heat=[[0, 1]], boxes=[(0, 0, 90, 90)], image=place))
+    look = looks[0].model_copy(update={"others": looks[1:]})
+    trace, _ = episode(views=store.views, turns=[], perception=look)
+    found = Page(render_html(trace, by_digest(store.views, store.image)))
+    for part in ("0.90 >= 0.50", "gate of image 2 0.20 < 0.50", "Coarse view of image 2"):
+        assert part in found.text, part
+    assert [len(found.having(kind)) for kind in ("pictures", "picture", "heat", "proposed")] == [1, 2, 2, 2]
+    ids = [attrs["id"] for _, attrs in found.tags if "id" in attrs]
+    assert len(ids) == len(set(ids)) and {"warmth", "proposals", "opacity"} <= set(ids)
+    switched = re.findall(r"([^\s{}]*):has\(#(?:boxes|known|proposals|warmth)", found.inline["style"])
+    assert set(switched) == {"main"}, "the switches hold for every picture"
+
+
+def test_crops_of_a_further_question_belong_to_its_own_look() -> None:
+    trace, images = episode()
+    first = {"views": trace.views[:-1], "turns": trace.turns[3:]}
+    further = QuestionRecord(question="And then?", status="answered", views=trace.views[-1:])
+    found = Page(render_html(trace.model_copy(update={**first, "follow_ups": [further]}), images))
+    served = [mark for mark in found.having("served") if "box" in (mark["class"] or "")]
+    assert [mark["href"] for mark in served] == ["#turn-0", "#turn-look-2"]
+    assert {"turn-0", "turn-look-2"} <= {attrs.get("id") for _, attrs in found.tags}
+    assert "Answer to the first question" in found.text and "2, with the cost of all" in found.text
+    assert "of all" not in page().text and "Answer to" not in page().text
+
+
 def test_a_blind_run_says_that_its_crops_were_withheld() -> None:
-    assert "withheld" in page(policy="blind").text
+    blind = page(policy="blind")
+    assert "withheld" in blind.text
+    alts = [attrs["alt"] or "" for tag, attrs in blind.tags if tag == "img"]
+    assert sum("withheld from the model" in alt for alt in alts) == 2, "of both crops, and not of the coarse view"
     assert "withheld" not in page(policy="explicit").text
 
 
@@ -327,6 +377,11 @@ def test_a_saved_and_loaded_trace_makes_the_same_page(tmp_path: Path) -> None:
     assert render_html(loaded, images) == render_html(trace, images)
 
 
+def test_the_bar_of_the_visual_tokens_has_those_of_tools() -> None:
+    parts = page(usage=Usage(coarse_tokens=50, crop_tokens=25, tool_tokens=25)).having("s2")
+    assert [float(part["width"] or 0) for part in parts] == [25.0]
+
+
 def test_usage_on_the_page_is_json() -> None:
     found = page()
     assert json.loads(found.text[found.text.rindex("Usage") + len("Usage") :].strip())["requested"] == 4
@@ -337,6 +392,38 @@ def test_a_place_that_cannot_be_written_is_a_clear_error(tmp_path: Path) -> None
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(TraceError, match=r"Cannot write .*run\.html: there is a file .* Choose"):
         write_report(trace, images, tmp_path / "file" / "run.html")
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "shown"),
+    [
+        (0.9967, 0, "99.7%"), (0.99961, 1, "99.96%"), (1.0, 1, "100.0%"), (0.0004, 0, "0.04%"), (0.0, 0, "0%"),
+        (0.42, 0, "42%"), (3.17, 0, "317%"), (1e-17, 1, "0.0%"),
+    ],
+)  # fmt: skip
+def test_a_share_is_rounded_neither_to_none_nor_to_all(value: float, digits: int, shown: str) -> None:
+    assert percent(value, digits) == shown
+
+
+def contrast(one: str, other: str) -> float:
+    def light(colour: str) -> float:
+        parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    low, high = sorted((light(one), light(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_texts_stand_out_from_what_is_behind_them() -> None:
+    style = asset("report.css")
+    assert len(turns := re.findall(r"\.c[\dx] { --c: (#\w{6})", style)) == COLOURS + 1
+    assert all(contrast(colour, "#ffffff") >= 4.5 for colour in turns), "numbers of turns and crops are white"
+    themes = [dict(re.findall(r"--(\w+): (#\w{6})\b", part)) for part in style.split("}")[:2]]
+    for theme in themes:
+        behind = [(ink, ground) for ink in ("soft", "faint", "ink") for ground in ("paper", "card", "wash")]
+        behind += [(ink, "card") for ink in ("good", "warn", "bad", "s1")]
+        assert all(contrast(theme[ink], theme[ground]) >= 4.5 for ink, ground in behind), theme
 
 
 def test_numbers_and_boxes_are_written_out() -> None:

@@ -62,14 +62,25 @@ def test_a_run_on_other_rows_or_weights_is_refused(tmp_path: Path) -> None:
     for path, was, other in ((held, "one", "two"), (rows, "one", "two"), (model / "model.safetensors", "one", "two")):
         known = path.read_text()
         path.write_text(known.replace(was, other))
-        with pytest.raises(ConfigError, match=r"final was begun with other data or weights \(contents\."):
+        with pytest.raises(
+            ConfigError, match=r"other data or weights \(contents\..* To resume it, give them as they were"
+        ):
             is_finished(recipe, tmp_path / "out")
         path.write_text(known)
     stored = tmp_path / "out" / recipe.stored
     older = json.loads(stored.read_text())
     del older["contents"]  # as an older version wrote it
     stored.write_text(json.dumps(older))
-    assert final.exists() and is_finished(recipe, tmp_path / "out")
+    with pytest.warns(
+        UserWarning, match="final was begun by an earlier version, which kept no digest of data and weights"
+    ):
+        assert final.exists() and is_finished(recipe, tmp_path / "out")
+    (tmp_path / "out" / "checkpoint-1").mkdir()
+    (tmp_path / "out" / "checkpoint-1" / "trainer_state.json").write_text("{}")
+    for _ in range(2):  # nor does resuming it claim that it was begun with those of today
+        with pytest.warns(UserWarning, match="kept no digest of data and weights"):
+            keep_recipe(recipe, tmp_path / "out")
+    assert "contents" not in json.loads(stored.read_text())
 
 
 def test_a_folder_with_one_table_is_read_as_that_table(tmp_path: Path) -> None:

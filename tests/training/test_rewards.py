@@ -201,6 +201,8 @@ def test_a_judge_is_asked_at_once_and_only_where_rules_do_not_reach() -> None:
     batch = [rollout("407"), rollout("four hundred seven"), rollout("9"), rollout(None)]
     assert accuracy(batch) == [1.0, 1.0, 0.0, 0.0]
     assert sorted(asked) == [("What is the code?", "9", "407"), ("What is the code?", "four hundred seven", "407")]
+    half = rollout("40", gold="4071")
+    assert Accuracy(rule="anls").asking(lambda *_: False)([half]) == [0.5]
 
 
 def test_the_judge_of_a_reward_is_the_judge_of_the_evaluation() -> None:
@@ -340,6 +342,8 @@ def test_a_refused_call_costs_unless_a_budget_refused_it() -> None:
     for call, code in zip(asked.calls, ("gate", "budget", ""), strict=True):
         call.decision, call.code = ("refused", code) if code else ("served", "")  # type: ignore[assignment]
     assert CropPrice(cost=0.4, per="refused")([DIRECT_RIGHT, asked]) == pytest.approx([0.0, -0.4])
+    asked.calls[0].decision = "snapped"  # served, at another place
+    assert CropPrice(cost=0.4, per="refused")([asked]) == [0.0]
 
 
 def test_crops_are_compared_among_right_answers_only() -> None:
@@ -348,10 +352,11 @@ def test_crops_are_compared_among_right_answers_only() -> None:
     alone = about(ZOOM_RIGHT, id="alone")
     assert CropsAmongRight(cost=0.1)([alone, about(DIRECT_WRONG, id="alone")]) == [0.0, 0.0]
     assert CropsAmongRight(cost=1.0, most=0.5)(batch)[0] == -0.5
+    assert CropsAmongRight(cost=0.1)([DIRECT_WRONG, ZOOM_WRONG]) == [0.0, 0.0]
 
 
 def test_the_area_asked_for_is_of_the_first_box_as_written() -> None:
-    assert asked_share(DIRECT_RIGHT) == 0.0
+    assert asked_share(DIRECT_RIGHT) == asked_share(rollout(failed=1)) == 0.0
     assert asked_share(rollout(crops=[(0, 0, 400, 200), (0, 0, 800, 400)])) == pytest.approx(0.25)
     assert CropArea(free_share=0.2)([rollout(crops=[(0, 0, 400, 200)])]) == pytest.approx([-0.05])
     call = CallRecord(name="zoom", box=(200, 100, 100, 50), view="coarse", decision="grown", result="crop1")
@@ -490,22 +495,6 @@ def test_crops_that_the_branches_speak_against_are_redundant_where_a_recipe_says
     reviewed.trace.turns[0].calls[0], reviewed.trace.turns[1].calls[0] = second, first
     second.decision, second.code = "refused", "gate"
     assert Redundant(opinions=True)([reviewed]) == [-1.0], "what the model insisted on counts once"
-
-
-def test_a_crop_of_another_image_is_held_against_the_look_at_that_image() -> None:
-    here, there = (700, 0, 800, 100), (0, 200, 400, 400)
-    second = LOOK.model_copy(update={"image": 1, "heat": [[0.0, 0.0], [1.0, 0.0]], "boxes": [there]})
-    look = LOOK.model_copy(update={"others": [second]})
-    batch = [rollout(crops=[box], look=look) for box in (here, there)]
-    for one in batch:
-        original, coarse, crop = one.trace.views
-        one.trace.views[1:] = [
-            coarse,
-            original.model_copy(update={"id": "original2", "image": 1}),
-            coarse.model_copy(update={"id": "coarse2", "image": 1}),
-            crop.model_copy(update={"image": 1}),
-        ]
-    assert Redundant(opinions=True)(batch) == [-1.0, 0.0]
 
 
 def test_rewards_that_need_a_look_say_so() -> None:

@@ -44,6 +44,15 @@ def test_a_crop_that_is_foreground_all_over_stays_whole() -> None:
     assert sparse_plan(refused, [Box(0, 0, 9, 9)], scale=3, factor=FACTOR) is refused
 
 
+def test_a_sparse_crop_costs_the_tokens_that_are_shown_whatever_the_model_counts_of_a_whole_one() -> None:
+    store = stored()
+    store.count = lambda image: 99
+    kept = ("0110", "0100")
+    crop = store.add_sparse_crop(Box(350, 0, 450, 50), size=Size(40, 20), kept=kept)
+    assert (crop.tokens, crop.box, crop.kept) == (3, (350, 0, 400, 50), kept)
+    assert store.add_crop(Box(0, 0, 40, 40), factor=FACTOR, min_tokens=1, max_tokens=16).tokens == 99
+
+
 parts = st.tuples(*[st.floats(0, 400)] * 4).map(
     lambda c: Box(min(c[0], c[2]), min(c[1], c[3]), max(c[::2]), max(c[1::2]))
 )

@@ -65,6 +65,6 @@
     blend();
   }
   for (const hint of document.querySelectorAll(".keys")) hint.hidden = false;
-  const linked = location.hash.match(/^#turn-(\w+)$/);
+  const linked = location.hash.match(/^#turn-([\w-]+)$/);
   if (linked) choose(linked[1], true);
 })();

@@ -25,7 +25,7 @@ from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.branches import CONFIG, BranchConfig, Branches
 from qzoom_agent.perception.labels import CROP_BASELINE
 from qzoom_agent.perception.maps import regions
-from qzoom_agent.report.markdown import markdown_table
+from qzoom_agent.report.markdown import markdown_table, percent
 from qzoom_agent.training.branches.base_inference import attended_answers, branches_of
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe, StageName, load_branch_recipe
 from qzoom_agent.training.branches.labelling import collect, heads_for, labels_on_grid, padded_size
@@ -201,9 +201,9 @@ def _cells(cells: Sequence[Cell]) -> tuple[str, ...]:
     right = sum(cell.correct for cell in cells)
     low, high = wilson(right, len(cells))
     covered = [cell.covered for cell in cells if cell.covered is not None]
-    inside = f"{sum(covered) / len(covered):.1%}" if covered else "-"
+    inside = percent(sum(covered) / len(covered), 1) if covered else "-"
     zooms = sum(cell.zoomed for cell in cells) / len(cells)
-    return f"{right / len(cells):.1%} ({low:.1%} to {high:.1%})", inside, f"{zooms:.0%}"
+    return f"{percent(right / len(cells), 1)} ({percent(low, 1)} to {percent(high, 1)})", inside, percent(zooms)
 
 
 def _config(directory: RunDirectory) -> BranchConfig:

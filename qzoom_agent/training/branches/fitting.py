@@ -186,7 +186,7 @@ def train(
         callbacks=[LogCallback(folder / "log.jsonl")],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+    trainer.train(resume_from_checkpoint=checkpoint_to_resume(folder))
     restore(stored)
     module.eval()
 
@@ -311,9 +311,23 @@ def last_checkpoint(folder: Path) -> str | None:
                     pass
             if all(map(is_zipfile, state.parent.glob("*.pt"))):
                 found.append(state.parent)
-    whole = (one for one in found if _has(one, "*.safetensors", "pytorch_model*") and _has(one, "optimizer*"))
-    best = next(whole, found[0] if found else None)
+    best = next(filter(_is_whole, found), found[0] if found else None)
     return None if best is None else str(best)
+
+
+def checkpoint_to_resume(folder: Path) -> str | None:
+    """Return the `last_checkpoint`. Raises ConfigError if it lacks its weights or its optimizer."""
+    last = last_checkpoint(folder)
+    if last is not None and not _is_whole(Path(last)):
+        raise ConfigError(
+            f"{last} has no weights or no optimizer, so its learning rate and momentum would begin anew. Copy the "
+            "whole folder again, or choose another --output."
+        )
+    return last
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    return _has(checkpoint, "*.safetensors", "pytorch_model*") and _has(checkpoint, "optimizer*")
 
 
 def _has(checkpoint: Path, *patterns: str) -> bool:

@@ -50,7 +50,7 @@ from qzoom_agent.training.branches.calibrate import GateFigures, gate_figures
 from qzoom_agent.training.branches.dataset import Record, Records, record_batches
 from qzoom_agent.training.branches.fitting import Rows, train
 from qzoom_agent.training.branches.gate import GateLoss
-from qzoom_agent.training.branches.labelling import collect, heads_for, labels_on_grid
+from qzoom_agent.training.branches.labelling import collect, heads_for, labels_on_grid, sink_cells
 from qzoom_agent.training.branches.proposals import in_pixels, look_at_batch, proposal_zoom, run_branches, show_crops
 from qzoom_agent.training.branches.sdrpn import MapLoss
 from qzoom_agent.training.branches.sharded_table import say, write_table
@@ -323,14 +323,17 @@ def show_chains(backend: HFBackend, rows: Sequence[Mapping[str, Any]], tokens: i
 
 
 def _labels(row: Mapping[str, Any], grids: Sequence[tuple[int, int]], recipe: BranchRecipe) -> list[Tensor]:
-    """Return the labels of the cells of each view; the views of one call share the peak of its attention."""
+    """Return the labels of the cells of each view; the views of one call share the peak of its attention off sinks."""
     blank = [torch.full((high * wide,), -100) for high, wide in grids]
     if not row["points"]:
         return blank
     how, at = recipe.labelling, row["crops"] - 1
     maps = [np.array(one, dtype=np.float32) for one in row["maps"][at]]
     sinks = [np.array(one, dtype=np.float32) if one else None for one in row["sinks"][at]]
-    peaks = [float(one.max()) for one in maps]
+    peaks = [
+        float(heat.max() if sink is None else heat[~sink_cells(sink, how.rules, how.used_norm_ratio)].max(initial=0.0))
+        for heat, sink in zip(maps, sinks, strict=True)
+    ]
     labels = []
     for heat, sink, grid, peak, none in zip(maps, sinks, grids, peaks, blank, strict=True):
         share = max(peaks) / max(peak, 1e-12)

@@ -223,10 +223,15 @@ def labels_on_grid(
     """
     if sink is None:
         return make_labels(resized(heat, grid), None, rules, shown=shown)
-    limit = rules.sink if norm_ratio is None else norm_ratio * float(np.median(sink))
-    sinks = np.asarray(sink) >= limit
+    sinks = sink_cells(sink, rules, norm_ratio)
     clean, share = np.where(sinks, 0.0, heat), resized(sinks.astype(np.float32), grid, mass=False)
     return make_labels(resized(clean, grid), share, rules.model_copy(update={"sink": 0.5}), shown=shown)
+
+
+def sink_cells(sink: NDArray[Any], rules: LabelRules, norm_ratio: float | None) -> NDArray[np.bool]:
+    """Return the cells of a map that are sinks. Arguments as of `labels_on_grid`."""
+    limit = rules.sink if norm_ratio is None else norm_ratio * float(np.median(sink))
+    return np.asarray(sink) >= limit
 
 
 def padded_size(one: CoarsePrompt) -> Size | None:

@@ -181,6 +181,14 @@ class RunDirectory:
             if made.exists():
                 settings: dict[str, JsonValue] = {"recipe": keys_read_by(self.recipe, stage)}
                 require_same(self._settings(stage), settings, made=made, kind=StageSettings)
+        for final in (self.final("sdrpn"), self.final("postsft")):
+            if (final / CONFIG).exists():  # changes no weights, so no settings hold it
+                config = read_json(final / CONFIG, dict[str, Any], "Delete the stage, and run it again.")
+                if (was := config.get("max_regions", 1)) != self.recipe.max_regions:
+                    raise ConfigError(
+                        f"{final} was made with max_regions {was}, and the recipe has {self.recipe.max_regions}. Set "
+                        f"max_regions: {was}, delete {final.parent} and later stages, or choose another --output."
+                    )
 
     def begin_stage(self, stage: StageName) -> None:
         """Store what a stage depends on, or check that it was begun with that.

@@ -80,7 +80,7 @@ def reward_measures(names: Sequence[str], weights: Tensor, values: Tensor) -> di
         values: (rollouts, rewards).
     """
     summed = (values * weights.to(values)).nansum(1)
-    summed[values.isnan().all(1)] = torch.nan
+    summed[values[:, weights != 0].isnan().all(1)] = torch.nan
     found = {"reward": summed.nanmean().item(), "reward_std": nanstd(summed).item()}
     for name, column in zip(names, values.T, strict=True):
         found |= {f"rewards/{name}/mean": column.nanmean().item(), f"rewards/{name}/std": nanstd(column).item()}

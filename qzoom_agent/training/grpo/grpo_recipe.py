@@ -50,6 +50,9 @@ UNUSABLE: Final = {
     **dict.fromkeys(("use_vllm", "vllm_mode"), "is set elsewhere in the recipe (rollouts.vllm)"),
     "num_train_epochs": "has no effect beside max_steps, which says how long a run is",
     "use_liger_kernel": "computes another loss than the one that is checked here, without the positions of crops",
+    "mask_truncated_completions": "leaves images without tokens behind; loss.mask_truncated does the same",
+    "sync_ref_model": "is no part of a checkpoint, so a resumed run would compare with the model at the start again",
+    "save_only_model": "leaves the optimizer out of checkpoints, so a killed run could not resume",
 }
 """Keys of `trl` that cannot be given, each with the reason."""
 SAMPLING: Final = {
@@ -101,6 +104,13 @@ class Loss(Section):
     """Add rewards and compare within the group, or compare each by itself first (GDPO), so that small terms survive."""
     mask_truncated: bool = True
     """Learn nothing from rollouts that were cut off or ran out of turns."""
+
+    @model_validator(mode="after")
+    def _reads_its_clips(self) -> "Loss":
+        for key in {"sapo": ("epsilon", "epsilon_high"), "cispo": ("epsilon",)}.get(self.loss_type, ()):
+            if getattr(self, key) is not None:
+                raise ValueError(f"{key} has no effect with loss_type {self.loss_type}, which does not clip by it")
+        return self
 
     def settings(self) -> dict[str, Any]:
         """Return the keys of `GRPOConfig`, those of the paper where none are given."""
@@ -337,6 +347,8 @@ class GRPORecipe(ModelRecipe):
                 f"trl.{', trl.'.join(unread)} has no effect with `rollouts.by: shared`, which samples by "
                 "rollouts.temperature and rollouts.top_p. Leave it out, or set rollouts.by to generate"
             )
+        if self.lora and self.tower:
+            raise ValueError("with lora adapters alone are trained, so tower has no effect. Leave one of them out")
         if self.from_layer and self.tower:
             raise ValueError("from_layer keeps what lies below a layer as it is, and the vision tower lies below all")
         self.accumulation(1)

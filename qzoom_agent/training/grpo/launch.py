@@ -19,6 +19,7 @@ from typing import Any, cast
 
 import torch
 from huggingface_hub import HfApi
+from pydantic import ValidationError
 from transformers import Trainer, TrainingArguments, get_scheduler
 from trl.import_utils import is_vllm_available
 from trl.trainer.grpo_config import GRPOConfig
@@ -26,14 +27,21 @@ from trl.trainer.grpo_config import GRPOConfig
 from qzoom_agent.agent import Agent
 from qzoom_agent.config import AgentConfig, positive_int
 from qzoom_agent.errors import ConfigError, MissingDependency, QzoomError
-from qzoom_agent.files import require_folder
+from qzoom_agent.files import first_fault, require_folder
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.adapters import text_model
 from qzoom_agent.perception.hub import explained
 from qzoom_agent.policy import ASK_FIRST, LOOK_FIRST, OFFER_TOOLS, drafts
 from qzoom_agent.training import trained_model
 from qzoom_agent.training.branches.dataset import load_records
-from qzoom_agent.training.branches.fitting import last_checkpoint, require_tracker, restore, step_of, to_float32
+from qzoom_agent.training.branches.fitting import (
+    checkpoint_to_resume,
+    last_checkpoint,
+    require_tracker,
+    restore,
+    step_of,
+    to_float32,
+)
 from qzoom_agent.training.branches.sharded_table import launched_in_bfloat16, say, together
 from qzoom_agent.training.grpo.callbacks import MetricsCallback, RolloutPageCallback
 from qzoom_agent.training.grpo.checks import (
@@ -61,13 +69,17 @@ def train(recipe: GRPORecipe, output: Path, *, rewards: Sequence[Any] | None = N
         ConfigError, BackendError, MissingDependency: The recipe cannot be run, or `output` holds a run of another one.
     """
     if rewards is not None:
-        recipe = recipe.model_copy(update={"rewards": [read_reward(one) for one in rewards]})
+        chosen = [read_reward(one) for one in rewards]
+        try:
+            recipe = GRPORecipe(**{**dict(recipe), "rewards": chosen})
+        except ValidationError as error:
+            raise ConfigError(f"The rewards do not fit the recipe: {first_fault(error)}.") from None
     if trained_model.is_finished(recipe, output):
         return output / "final"
     with writing(output, together()):
         trained_model.keep_recipe(recipe, output)
         trainer = make_trainer(recipe, output)
-        trainer.train(resume_from_checkpoint=last_checkpoint(output))
+        trainer.train(resume_from_checkpoint=checkpoint_to_resume(output))
         final = save_model(trainer, recipe, output)
         if trainer.args.push_to_hub:
             upload(trainer, final)
@@ -224,7 +236,9 @@ def trl_config(recipe: GRPORecipe, output: Path, *, completion: int) -> GRPOConf
             f"one of fewer steps. Set max_steps to {done} or more, or choose another --output."
         )
     share = recipe.accumulation(together().num_processes)
+    agent = recipe.agent_config()
     free: dict[str, Any] = {"save_total_limit": 2, "dataloader_pin_memory": False, "disable_tqdm": True}
+    free["top_k"] = agent.generation.top_k or 0  # read by TRL's own generation alone
     stored = "float32" if recipe.lora else recipe.dtype  # other weights of 16 bits are trained as float32, see above
     half = recipe.bf16 or stored == "bfloat16" or launched_in_bfloat16()
     settings: dict[str, Any] = {
@@ -236,7 +250,7 @@ def trl_config(recipe: GRPORecipe, output: Path, *, completion: int) -> GRPOConf
         "steps_per_generation": share * recipe.minibatches,
         "shuffle_dataset": False,  # the rows are in order, and TRL's own order is another after a resume
         "max_completion_length": completion,
-        "max_tool_calling_iterations": recipe.agent_config().budget.max_turns,
+        "max_tool_calling_iterations": agent.budget.max_turns,
         "temperature": recipe.rollouts.temperature,
         "top_p": recipe.rollouts.top_p,
         "reward_weights": [one.weight for one in recipe.rewards],

@@ -158,9 +158,14 @@ def memory(recipe: GRPORecipe, size: Shape, *, tokens: int, processes: int) -> M
 def operations(recipe: GRPORecipe, size: Shape, *, tokens: int) -> float:
     """Return the floating-point operations of the decoder in a run whose episodes all are the longest."""
     weights = size.layers * size.layer_weights + size.head_weights
-    passes = 2 + recipe.num_iterations * (8 if recipe.gradient_checkpointing else 6)  # a forward pass is 2 a weight
+    forwards = 1 + (recipe.rollouts.max_resample_times or 0)  # of the rollouts, all of which may be replaced
+    forwards += (recipe.loss.beta > 0) + (recipe.steps_of_round > 1)  # of the reference, and before the first step
+    passes = 2 * forwards + recipe.num_iterations * (8 if recipe.gradient_checkpointing else 6)
     episodes = recipe.rounds * recipe.prompts * recipe.num_generations
-    return passes * weights * tokens * episodes
+    asked = 0  # held-out questions, which are asked after the last step, too
+    if (how := recipe.evaluation) is not None:
+        asked = how.questions * (1 + -(-recipe.max_steps // recipe.whole_rounds(how.eval_steps)))
+    return weights * tokens * (passes * episodes + 2 * asked)
 
 
 def describe(recipe: GRPORecipe, *, processes: int = 1, output: Path | None = None, tflops: float | None = None) -> str:

@@ -65,6 +65,8 @@ _OF_COMPLETIONS: Final = {
     "advantages",
 }
 """Tensors (rows, completion tokens) of a batch."""
+_NO_ADVANTAGE: Final = 1e-6
+"""Size below which an advantage is rounding."""
 
 
 def build_trainer(
@@ -107,6 +109,7 @@ class ZoomTrainer(GRPOTrainer):
     environments: Any
     train_dataset: Any
     pad_to_multiple_of: Any
+    num_generations: Any
 
     def __init__(
         self,
@@ -153,6 +156,8 @@ class ZoomTrainer(GRPOTrainer):
             )
         if self.use_vllm and self.vllm_mode == "colocate":
             self.vllm_generation.llm = SamePrompts(self.vllm_generation.llm, backend.codec.image_id)
+        elif not self.use_vllm:
+            self.generation_config.suppress_tokens = list(backend.codec.forbidden)  # TRL's are placeholders of images
         # sharded weights are other tensors than those of the model
         sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
         self._start = None if sharded else WeightSample(self.model)
@@ -184,7 +189,9 @@ class ZoomTrainer(GRPOTrainer):
         rollouts, stores = self._episodes(inputs, completions, completion_ids_list)
         for row, rollout in zip(inputs, rollouts, strict=True):
             row["rollout"] = rollout
-        values = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        # the mean of equal rewards can differ from them in float32, and Adam makes a whole step of such a difference
+        values = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list).double()
+        values[values[:, self.reward_weights != 0].isnan().all(1)] = torch.nan  # a weight of 0 logs, and scores nothing
         blank = Image.new("RGB", (1, 1))
         # All devices are counted together: of rates, such as that of refused calls, the mean over devices is another.
         own_right = self.accuracy.right(rollouts)
@@ -210,6 +217,13 @@ class ZoomTrainer(GRPOTrainer):
             move_looker(self.looker, self.accelerator.device, trained=self.backend)
         self._sampled_at = self.state.global_step
         batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        batch["advantages"] = batch["advantages"].float()
+        if (
+            self.model.training
+        ):  # TRL counts no group that is masked, nor any by itself where deviations are the batch's
+            groups = torch.tensor([*self._logs["advantages"]]).view(-1, self.num_generations)
+            equal = (groups.abs() < _NO_ADVANTAGE).all(1).float().mean()
+            self._metrics["train"]["frac_reward_zero_std"][-1] = equal.item()
         require_images(batch, sum(batch.get("num_images") or []))
         if self.use_vllm and self.model.training:  # greedy in evaluation, where its log-probabilities say nothing
             self._compare(batch, batch["old_per_token_logps"], writer="vLLM", refuse=True)

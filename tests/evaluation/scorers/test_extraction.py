@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
+from qzoom_agent.data.samples import Sample
 from qzoom_agent.evaluation.scorers.extraction import final_answer, is_sentence
 from qzoom_agent.evaluation.scorers.letters import choice
+from qzoom_agent.evaluation.scorers.open_answer import rule
 from tests.cases import each_case
 
 OPTIONS = ("red", "dark red", "blue", "A. Smith")
@@ -36,6 +41,7 @@ OPTIONS = ("red", "dark red", "blue", "A. Smith")
         ("### Answer\n42", "42"),
         ("Answer:\n- 42", "42"),
         ("**x**", "x"),
+        ('{"answer": "3"} or rather {"answer": "4"}', "4"),
         ("I think it reads **42** there.", "42"),
         ("**one** or **two**", "**one** or **two**"),
         ("<|begin_of_box|>42<|end_of_box|>", "42"),
@@ -115,6 +121,31 @@ def test_choice(text: str, letter: str | None) -> None:
     assert choice(text, OPTIONS) == letter
 
 
+def test_the_longest_text_of_an_option_counts() -> None:
+    assert choice("it must be the red car over there", ("red", "red car", "car")) == "B"
+
+
+@each_case(
+    ("text", "golds", "score"),
+    [
+        ("9", ("7",), (0, "9")),
+        ("I cannot see any number on the sign.", ("7",), (0, None)),
+        ("The bus is red here", ("red", "here the bus is red"), (0, "The bus is red here")),
+        (
+            "The sign says that it is closed",
+            ("the sign says that it is closed",),
+            (1, "The sign says that it is closed"),
+        ),
+    ],
+)
+def test_a_wrong_sentence_is_no_answer_that_a_rule_can_compare(
+    text: str, golds: tuple[str, ...], score: tuple[float, str | None]
+) -> None:
+    sample = Sample("1", "t", "k", Image.new("RGB", (1, 1)), "?", golds[0], answers=golds)
+    assert rule(text, sample) == score
+    assert rule("I cannot see any number on the sign.", replace(sample, answers=())) == (0, None)
+
+
 @given(st.text(max_size=200), st.integers(0, 8))
 def test_any_text_gives_one_of_the_letters_or_none(text: str, options: int) -> None:
     found = choice(text, [f"thing {index}" for index in range(options)])
@@ -142,6 +173,8 @@ def test_a_tag_goes_before_everything_else(text: str) -> None:
             True,
         ),
         ("it is closed", ["it is closed"], False),
+        ("the bus is red here", ["red", "the bus is red"], True),
+        ("the bus is red here", ["red", "here the bus is red"], False),
     ],
 )
 def test_sentences_are_told_from_short_answers(text: str, golds: list[str], sentence: bool) -> None:

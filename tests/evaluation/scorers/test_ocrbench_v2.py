@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from qzoom_agent.data.samples import Sample
+from qzoom_agent.evaluation.scorers import ocrbench
 from qzoom_agent.evaluation.scorers.ocrbench_v2 import FIELDS, GROUNDING, POSITION, RULES, SPOTTING, clean, faithful
 from qzoom_agent.evaluation.tasks.task import MOST_CHARACTERS
 from tests.cases import each_case
@@ -19,7 +20,12 @@ from tests.protocols.hostile_outputs import hostile_outputs
 GOLD: dict[str, Any] = {
     GROUNDING: [100, 100, 300, 200],
     POSITION: {"answers": ["K7"], "bbox": [100, 100, 300, 200]},
-    SPOTTING: [[10, 20, 90, 40, "SALE!"], [10, 60, 50, 80, "K7"], [500, 500, 900, 900, "###"]],
+    SPOTTING: [
+        [10, 20, 90, 40, "SALE!"],
+        [10, 60, 50, 80, "K7"],
+        [500, 500, 900, 900, "###"],
+        [700, 100, 900, 300, "###"],
+    ],
     **{kind: {"date": ["1 May", "May 1"], "total": ["9.90"]} for kind in FIELDS},
 }
 
@@ -39,7 +45,10 @@ def about(kind: str, *answers: str, way: str = "None") -> Sample:
         (about("text recognition en", "Sale", way="case sensitive"), "SALE", 0),
         (about("reasoning VQA cn", "北京 大学"), "是北京大学。", 1),
         (about("text counting en", "10", way="regression"), "about 12 words", 0.8),
+        (about("reasoning VQA cn", "一,二,三,四"), "一,二,三,五", 6 / 7),
+        (about("reasoning VQA cn", "一,二,三"), "一,二,五", 0),
         (about("text counting en", "10", way="regression"), "20", 0),
+        (about("text counting en", "10", way="regression"), "4", 0),
         (about("text counting en", "10", way="regression"), "ten", 0),
         (about("text counting en", "3", way="exact match"), "13 times", 1),
         (about("formula recognition en", "x ^ { 2 }"), "$x^{2}$", 1),
@@ -57,6 +66,7 @@ def about(kind: str, *answers: str, way: str = "None") -> Sample:
         (about(GROUNDING), "(100, 100, 300, 2000)", 0),
         (about(SPOTTING), "[(10, 20, 90, 40, 'sale'), (10, 60, 50, 80, 'K8'), (510, 510, 600, 600, 'x')]", 0.5),
         (about(SPOTTING), "10,20,90,40", 0),
+        (about(SPOTTING), "(10, 20, 90, 40, 'SALE!'), (10, 60, 50, 80, \"K7\"), (710, 110, 800, 200, 'x')", 1),
     ],
 )
 def test_by_hand(sample: Sample, reply: str, value: float) -> None:
@@ -80,6 +90,16 @@ def test_full_width_signs_of_the_right_answer_are_no_mistake(kind: str) -> None:
     sample = replace(about(kind, name), meta={"gold": {"公司": [name]}} if fields else {})
     reply = json.dumps({"公司": name}, ensure_ascii=False) if fields else name
     assert clean(reply, sample).value == clean(f"<answer>{reply}</answer>", sample).value == 1
+
+
+def test_a_formula_is_known_by_its_kind_where_the_public_rule_does() -> None:
+    kinds = (ocrbench.FORMULA_KIND, "Scene Text-centric VQA")
+    assert [ocrbench.kit("x^{2}+Y", about(kind, "x ^ { 2 } + Y")).value for kind in kinds] == [1, 0]
+
+
+def test_nothing_to_spot_and_nothing_spotted_is_worth_nothing() -> None:
+    unreadable = replace(about(SPOTTING), meta={"gold": [[10, 20, 90, 40, "###"]]})
+    assert faithful("(12, 22, 80, 40, 'x')", unreadable).value == faithful("", unreadable).value == 0
 
 
 @each_case("kind", RULES)

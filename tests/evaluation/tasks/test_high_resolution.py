@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -84,8 +85,10 @@ def test_xlrs_asks_for_one_letter_or_several(tmp_path: Path) -> None:
     assert several.answer == "AC" and several.options == ("Residential", "Farmland", "Airport", "Water")
     for reply in ("A C", "C, A", "AC", "(A) Residential and (C) Airport", "The answer is A and C."):
         assert scorers["clean"](reply, several).value == 1, reply
-    for reply in ("A", "A B C", "a cab", "Airport", ""):
+    for reply in ("A", "A B C", "a cab", "Airport", "A, C or Water", "A, ca", "A C E", ""):
         assert scorers["clean"](reply, several).value == 0, reply
+    assert scorers["clean"]("ABCD", replace(several, answer="ABCD")) == (1, "ABCD")
+    assert scorers["clean"]("a, b, c and d", replace(several, answer="ABCD")) == (1, "ABCD")
     assert scorers["faithful"]("A C", several) == (1, "AC")
     assert scorers["clean"]("(C)", found[0]) == (1, "C")
 

@@ -229,5 +229,7 @@ def test_without_a_gate_questions_that_need_a_zoom_are_enough() -> None:
     crops = [[Crop(at == 1, 0.1) for at in range(len(candidates(recipe())))]] * 2
     answered = calibrate([unknown(0.9, None)] * 2, [True] * 2, recipe(), crops=crops)
     assert answered.threshold == candidates(recipe())[1].threshold and answered.gate is None
+    boxed = calibrate([seen(0.9, None, NEEDLE), unknown(0.9, None)], [False, None], recipe(box_recall=1.0))
+    assert boxed.met and (boxed.needing, boxed.box.n, boxed.crops) == (0, 1, None)
     with pytest.raises(ConfigError, match=r"0 need a zoom, 2 need none.*map's threshold needs some that do"):
         calibrate([seen(0.9, None)] * 2, [False] * 2, recipe())

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from PIL import ImageOps
+from PIL import Image, ImageOps
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -24,7 +24,7 @@ from qzoom_agent.geometry import Size
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.branches import Branches
 from qzoom_agent.perception.decoder import Decoder
-from qzoom_agent.perception.labels import LabelRules
+from qzoom_agent.perception.labels import BACKGROUND, FOREGROUND, LabelRules
 from qzoom_agent.perception.look import look
 from qzoom_agent.protocols import get_protocol
 from qzoom_agent.training.branches import sdrpn
@@ -38,8 +38,9 @@ from qzoom_agent.training.branches.branch_recipe import (
     SDRPNStage,
 )
 from qzoom_agent.training.branches.dataset import DatasetSpec, Records, load_records
-from qzoom_agent.training.branches.fitting import last_checkpoint, trained
+from qzoom_agent.training.branches.fitting import checkpoint_to_resume, last_checkpoint, trained
 from qzoom_agent.training.branches.gate import answer_at_budgets, kind_of, train_gate
+from qzoom_agent.training.branches.labelling import padded_size
 from qzoom_agent.training.branches.postsft import choose_cases, find_cases, random_box, train_postsft
 from qzoom_agent.training.branches.proposals import auc, look_at_batch, propose_boxes, with_crop
 from qzoom_agent.training.branches.sdrpn import MapLoss, map_rows, train_sdrpn
@@ -119,6 +120,24 @@ def test_a_share_of_the_labels_is_one_of_each_source(
         how = recipe(data=sources, sdrpn=SDRPNStage(share=share), labelling=made)
         train_sdrpn(backend, backend.branches.sdrpn, records, labels, how, tmp_path)
         assert taken == [records[at]["image_id"] for at in (*range(first), *range(8, 8 + second))]
+
+
+def test_the_padding_of_a_view_is_learned_as_background(
+    load: Load, rows: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend, record = load("llava"), {**rows[0], "image": Image.new("RGB", (200, 100))}
+    assert backend.branches is not None and backend.branches.sdrpn is not None
+    (one,) = ask(backend, [record], [None])  # type: ignore[list-item]
+    high, wide = one.grids[0][1:]
+    heat = np.full((high, wide), 1e-4)
+    heat[0, 0], heat[high // 2, wide // 2] = 0.9, 0.3  # most of the attention is on padding
+    row = {"row": 0, "image_id": "i", "right": True, "map": heat.tolist(), "sink": None, "shown": padded_size(one)}
+    made: list[dict[str, Any]] = []
+    monkeypatch.setattr(sdrpn, "train", lambda *_, read, prepare, **__: made.append(prepare([{**read(0), "draw": 0}])))
+    how = recipe(sdrpn=SDRPNStage(tokens=[None]), labelling=Labelling(rules=LabelRules(blur_kernel=1)))
+    train_sdrpn(backend, backend.branches.sdrpn, [record], Dataset.from_list([row]), how, tmp_path)  # type: ignore[arg-type]
+    labels = made[0]["labels"].reshape(high, wide)
+    assert (int(labels[0, 0]), int(labels[high // 2, wide // 2])) == (BACKGROUND, FOREGROUND)
 
 
 def test_what_an_image_does_not_show_is_found_nowhere(load: Load, rows: Records, tmp_path: Path) -> None:
@@ -269,7 +288,9 @@ def test_a_checkpoint_that_was_copied_in_part_is_not_resumed_from(lost: str, tmp
     (tmp_path / "checkpoint-2" / lost).unlink()
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-1")
     (tmp_path / "checkpoint-1" / lost).unlink()
-    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2"), "as trl.save_only_model writes all of them"
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
+    with pytest.raises(ConfigError, match=r"checkpoint-2 has no weights or no optimizer.* Copy the whole folder"):
+        checkpoint_to_resume(tmp_path)
 
 
 def cases(*patterns: tuple[bool, bool, bool]) -> Dataset:

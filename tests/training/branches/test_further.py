@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,12 +18,13 @@ from qzoom_agent.models.hf_session import HFSession
 from qzoom_agent.models.presets import NANO_FOLDER
 from qzoom_agent.perception.branches import FURTHER, WEIGHTS, Branches
 from qzoom_agent.perception.labels import LabelRules
+from qzoom_agent.perception.maps import MapRegion
 from qzoom_agent.training.branches import further, stages
 from qzoom_agent.training.branches.base_inference import CoarsePrompt
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe, FurtherStage, Labelling, Optimisation
 from qzoom_agent.training.branches.dataset import DatasetSpec, Records
 from qzoom_agent.training.branches.export import export_model
-from qzoom_agent.training.branches.further import collect_chains, measure, split, steps_of, train_further
+from qzoom_agent.training.branches.further import Step, collect_chains, measure, split, steps_of, train_further
 from tests.tiny_models import Family
 from tests.training.branches.conftest import Load
 
@@ -200,6 +202,38 @@ def test_close_ups_are_learned_from_attention_without_calls_or_a_gate(
     found = measure(backend, learner, rows, chains, steps_of(chains, how), how)
     assert (found.looks, found.more, found.gate) == (len(rows), 0, None)
     assert found.found is not None and found.found > 0.5
+
+
+def test_views_share_the_peak_of_a_call_which_is_never_a_sink() -> None:
+    """The coarse view has a sink of .9; off it the crop is looked at most, with .2."""
+    coarse, crop, none = [[0.9, 0.015], [0.0, 0.1]], [[0.2, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]
+    sinks = [[[0.5, 0.0], [0.0, 0.0]], none]
+    row = {"points": True, "crops": 1, "maps": [[coarse, crop]], "sinks": [sinks]}
+    how = recipe().model_copy(update={"labelling": Labelling(rules=LabelRules(blur_kernel=1))})
+    found = [one.tolist() for one in further._labels(row, [(2, 2)] * 2, how)]
+    assert found == [[0, -100, 0, 1], [1, 0, 0, 0]]
+    faint = [[0.9, 0.0], [0.0, 0.04]]  # a fifth of what the crop has
+    assert further._labels({**row, "maps": [[faint, crop]]}, [(2, 2)] * 2, how)[0].tolist() == [0] * 4
+
+
+def test_the_threshold_of_the_gate_makes_the_fewest_errors_in_all() -> None:
+    scores, needs = [0.9, 0.8, 0.7, 0.6, 0.05, 0.5, 0.4, 0.3, 0.06], [True] * 5 + [False] * 4
+    found = further._gate(scores, needs)
+    assert (found.missed, found.needless) == (0.2, 0.0) and 0.59 < found.threshold < 0.6
+
+
+def test_a_next_crop_is_found_where_its_centre_lies_in_a_proposed_region(
+    load: Load, rows: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = load("qwen2_5_vl")
+    assert backend.branches is not None
+    one = SimpleNamespace(score=0.0, maps=[SimpleNamespace(regions=[MapRegion(0, 0, 1, 1, 1.0)])])
+    monkeypatch.setattr(further, "run_branches", lambda _, __, shown, options, **___: [one] * len(shown))
+    nexts = [[0.0, 0.0, 20.0, 20.0], [60.0, 0.0, 80.0, 20.0], [0.0, 60.0, 20.0, 80.0]]
+    chains = Dataset.from_list([{"row": at, "boxes": [[28.0, 28.0, 84.0, 84.0], box]} for at, box in enumerate(nexts)])
+    held = [Step(at, 1, True, True) for at in range(3)]
+    found = measure(backend, backend.branches, rows, chains, held, recipe())
+    assert found.found == pytest.approx(1 / 3) and (found.looks, found.more, found.gate) == (3, 3, None)
 
 
 def test_questions_that_all_take_one_crop_teach_nothing(load: Load, rows: Records, tmp_path: Path) -> None:

@@ -57,6 +57,8 @@ def test_rows_are_labelled_by_the_budget_they_are_read_at() -> None:
     assert {(one.budget, one.needs) for one in drawn} == {(0, True), (1, True), (2, False)}
     share = sum(one.needs for one in drawn) / len(drawn)
     assert 0.85 < share < 0.95
+    fine = draw_rows(table("0011"), stage(epochs=40, read=[256]), seed=0)
+    assert [(one.budget, one.needs) for one in fine] == [(2, False)] * 40
 
 
 def test_only_the_last_two_wrong_budgets_are_shown() -> None:
@@ -94,6 +96,8 @@ def test_with_a_consensus_the_two_highest_budgets_have_to_give_one_right_answer(
     agreeing = how.model_copy(update={"consensus": True})
     assert kinds(answered, agreeing) == ["transition", "luck", "easy", "luck", "never"]
     assert {one.row for one in draw_rows(answered, agreeing, seed=0)} == {0, 2}
+    three = table("011", "011").add_column("answers", [["7", "4", "4"], ["7", "4", "5"]])
+    assert kinds(three, agreeing) == ["transition", "luck"]
     assert counted(kinds(answered, agreeing)) == "1 easy, 1 transition, 1 never, 2 luck"
     with pytest.raises(ValueError, match="with_crop"):
         GateStage(consensus=True, with_crop=True)

@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from qzoom_agent.training.branches.branch_recipe import HeadSearch, Labelling
-from qzoom_agent.training.branches.dataset import Records
+from qzoom_agent.training.branches.dataset import Record, Records
 from qzoom_agent.training.branches.labelling import rank, select_heads
 from tests.tiny_models import Family
 from tests.training.branches.conftest import Load
@@ -59,6 +59,18 @@ def test_without_boxes_peaked_heads_that_agree_win_over_one_that_stares() -> Non
     assert found.ranked[0].inside is None and found.ranked[0].lift is None
 
 
+def test_agreement_is_the_mean_correlation_with_the_maps_of_the_other_heads() -> None:
+    questions = [
+        np.random.default_rng(seed).dirichlet(np.ones(30), size=len(NAMES)).astype(np.float32) for seed in (0, 1)
+    ]
+    questions[1] *= np.arange(1, 9, dtype=np.float32)[:, None]  # how much attention a head pays in all says nothing
+    found = rank(NAMES, questions, [None, None], count=1)
+    agreement = {(one.layer, one.head): one.agreement for one in found.ranked}
+    for at, name in enumerate(NAMES):
+        others = [np.corrcoef(maps)[at, other] for maps in questions for other in range(8) if other != at]
+        assert agreement[name] == pytest.approx(np.mean(others), abs=1e-5)
+
+
 @pytest.mark.parametrize(("family", "layers"), [("qwen2_5_vl", {3, 4, 5}), ("qwen3_5", {3, 5}), ("gemma4", {3, 5})])
 def test_a_model_is_searched_above_its_lowest_layers_with_full_attention(
     family: Family, layers: set[int], load: Load, rows: Records
@@ -68,4 +80,6 @@ def test_a_model_is_searched_above_its_lowest_layers_with_full_attention(
     assert {one.layer for one in found.ranked} == layers and len(found.ranked) == 4 * len(layers)
     assert sum(len(heads) for heads in found.heads.values()) == 3
     # questions that are known to need no part of the image do not count
-    assert found.questions == 3
+    assert found.questions == 3 and found.criterion == "attention inside boxes"
+    unknown = [Record(**{**rows[at], "boxes": None}) for at in range(2)]  # type: ignore[typeddict-item]
+    assert select_heads(load(family), unknown, HeadSearch(records=6), how).questions == 2  # type: ignore[arg-type]

@@ -90,6 +90,9 @@ def test_auc_by_hand() -> None:
     heat[5][5] = 0.7
     assert auc(seen(heat, Box(58, 58, 78, 78))) == pytest.approx((32 + 0.5 * 2) / 35)
     assert auc(seen(heat, Box(0, 0, 168, 168))) is None
+    cold, whole = seen(heat, Box(2, 142, 26, 166)), seen(heat, Box(0, 0, 168, 168))
+    rows = [seen(heat, Box(58, 58, 78, 78)), cold, whole]
+    assert localisation(rows, at(0.15)).auc == pytest.approx((33 / 35 + 15.5 / 35) / 2)
 
 
 def test_questions_without_a_box_do_not_count() -> None:

@@ -60,6 +60,10 @@ def test_a_box_of_fixed_sides_is_its_centre() -> None:
         assert one.centred and (one.weights > 0).sum() <= 4
         assert (one.weights.sum(0) * (np.arange(8) + 0.5)).sum() == pytest.approx(x, abs=1e-5)
         assert (one.weights.sum(1) * (np.arange(6) + 0.5)).sum() == pytest.approx(y, abs=1e-5)
+    tiny, *_ = proposed_regions(HEAT, rules(box=(0.05, 0.05)))
+    assert moved(tiny, -9.0, -9.0).weights[0, 0] == pytest.approx(1), (
+        "its centre is less than half a cell from the edge"
+    )
 
 
 def test_a_moved_region_takes_its_cells_along_and_stays_inside_the_map() -> None:

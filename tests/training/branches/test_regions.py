@@ -85,6 +85,13 @@ def test_only_sdrpn_learns_and_it_learns_where_the_answer_is(
     assert found[0].recovered > 0 and found[1].probability > 1.2 * found[0].probability
 
 
+def test_a_share_of_the_questions_is_read_with_a_control(load: Load, rows: Records, reader: None) -> None:
+    backend, some = prepared(load), [rows[0], rows[1]]
+    for share in (0.0, 1.0):
+        found = regions.RegionReader(backend, recipe(controls=share)).read(some, [None] * 2)
+        assert [len(one["controls"]) for one in found] == [share] * 2
+
+
 def test_the_loss_is_that_of_the_advantages_and_of_the_divergence_from_the_start(load: Load, rows: Records) -> None:
     backend = prepared(load)
     assert backend.branches is not None and backend.branches.sdrpn is not None

@@ -22,6 +22,7 @@ from qzoom_agent.training.branches.branch_recipe import BranchRecipe, Optimisati
 from qzoom_agent.training.branches.dataset import DatasetSpec
 from qzoom_agent.training.branches.fitting import train
 from qzoom_agent.training.branches.run_dir import RunDirectory
+from tests.cases import each_case
 from tests.training.branches.test_branch_stages import RECIPE, written
 
 STAGES = ["select-heads", "label", "sdrpn", "calibrate"]
@@ -76,6 +77,22 @@ def test_what_is_done_is_not_passed_off_as_of_another_recipe(
     error = capsys.readouterr().err
     assert all(words in error for words in told) and "Delete it" in error and "Traceback" not in error
     assert (out / "recipe.yaml").read_text() == before
+
+
+@each_case("stored", [2, None])
+def test_branches_keep_the_number_of_regions_that_they_were_made_with(
+    stored: int | None, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also those of an earlier version, which knew one region alone and did not write the key."""
+    file = out / "sdrpn" / "final" / "branches.json"
+    config = json.loads(file.read_text())
+    assert config.pop("max_regions") == BranchRecipe.model_fields["max_regions"].default == 2
+    file.write_text(json.dumps(config | ({} if stored is None else {"max_regions": stored})))
+    was, other = (2, 3) if stored else (1, 2)
+    assert again(out, "sdrpn", max_regions=other) == 2
+    told = capsys.readouterr().err
+    assert f"was made with max_regions {was}, and the recipe has {other}. Set max_regions: {was}" in told
+    assert again(out, "sdrpn", max_regions=was) == 0
 
 
 def test_a_damaged_file_of_a_result_is_named(out: Path, capsys: pytest.CaptureFixture[str]) -> None:

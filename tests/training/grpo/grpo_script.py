@@ -66,7 +66,7 @@ def tiny_recipe(folder: Path, family: Family, **changes: Any) -> GRPORecipe:
         "data": [{"path": str(questions(folder / "questions"))}],
         "agent": AGENT,
         "learning_rate": 1e-3,
-        "tower": True,
+        "tower": "lora" not in changes,
         "watch": {"every": 1, "episodes": 1},
     }
     return GRPORecipe.model_validate({**given, **changes})

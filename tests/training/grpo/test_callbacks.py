@@ -73,7 +73,7 @@ def test_what_is_logged_counts_the_rollouts_of_all_devices(monkeypatch: pytest.M
     trainer.model, trainer.accuracy, trainer.reward_func_names = SimpleNamespace(training=True), Accuracy(), []
     trainer.accelerator = SimpleNamespace(is_main_process=True, process_index=0)
     trainer.pages, trainer.state = SimpleNamespace(keep=lambda *_: None), SimpleNamespace(global_step=0)
-    trainer._pending_metrics = defaultdict(list)
+    trainer._pending_metrics, trainer.reward_weights = defaultdict(list), torch.zeros(0)
     others: dict[type, list[Any]] = {Rollout: there, bool: [False] * 3}
     monkeypatch.setattr(trainer_module, "gather_object", lambda own: own + others[type(own[0])])
     monkeypatch.setattr(GRPOTrainer, "_calculate_rewards", lambda *_: torch.zeros(1, 0))

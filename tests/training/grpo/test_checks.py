@@ -143,6 +143,13 @@ def test_the_longest_episode_is_counted_and_refused_with_its_numbers(tiny: HFBac
         require_room(need, context=2000, limit=500)
     direct = longest(config.replace(policy="direct"), views, opening=50, between=10)
     assert (direct.crops, direct.between, direct.written) == (0, 10, 400)
+    more = config.replace(**{"budget.max_views": 6, "perception.roi_max_tokens": 12})
+    hybrid = longest(more.replace(policy="hybrid"), views, opening=50, between=10)
+    assert (hybrid.prompt, hybrid.crops) == (50 + 16 + 12, 4 * 12), "one of five crops is inserted"
+    implicit = longest(more.replace(policy="implicit"), views, opening=50, between=10)
+    assert (implicit.prompt, implicit.crops) == (50 + 16 + 3 * 12, 0), "each of three turns may be a look"
+    always = longest(more.replace(policy="always", **{"perception.max_regions": 2}), views, opening=50, between=10)
+    assert always.prompt == 50 + 16 + 2 * 12
 
 
 def test_a_question_without_room_is_refused_before_any_training(tiny: HFBackend, tmp_path: Path) -> None:

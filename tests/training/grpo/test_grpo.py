@@ -106,6 +106,7 @@ def test_trl_writes_turns_of_our_episodes(tmp_path: Path) -> None:
     """`rollouts.by: generate`: TRL's own generation, from the whole conversation each turn."""
     recipe = tiny_recipe(tmp_path, "qwen2_5_vl", rollouts={"by": "generate"}, agent={**AGENT, **SHORT})
     trainer = make_trainer(recipe, tmp_path / "out")
+    assert trainer.generation_config.suppress_tokens == list(trainer.backend.codec.forbidden), "also those of videos"
     trainer.train()
     log = log_of(tmp_path / "out")[0]
     assert math.isfinite(log["loss"])

@@ -111,6 +111,14 @@ def test_rows_of_two_sources_with_the_same_ids_are_different_groups(tmp_path: Pa
         ("max_steps: 1\nneedle: {needle-hop: 1}\ntrl: {top_k: 5}", "trl.top_k has no effect with `rollouts"),
         ("max_steps: 1\nneedle: {needle-hop: 1}\ntrl: {num_train_epochs: 3}", "no effect beside max_steps"),
         ("max_steps: 1\nneedle: {needle-hop: 1}\ntrl: {use_liger_kernel: true}", "another loss"),
+        ("max_steps: 1\nneedle: {needle-hop: 1}\ntrl: {mask_truncated_completions: true}", "loss.mask_truncated does"),
+        ("max_steps: 1\nneedle: {needle-hop: 1}\ntower: true\nlora: {r: 2}", "so tower has no effect"),
+        (
+            "max_steps: 1\nneedle: {needle-hop: 1}\nloss: {loss_type: sapo, epsilon_high: 0.3}",
+            "epsilon_high has no effect",
+        ),
+        ("max_steps: 1\nneedle: {needle-hop: 1}\ntrl: {sync_ref_model: true}", "with the model at the start again"),
+        ("max_steps: 1\nneedle: {needle-hop: 1}\ntrl: {save_only_model: true}", "a killed run could not resume"),
         (
             "max_steps: 1\nneedle: {needle-hop: 1}\nlora: {target_modules: '('}",
             "lora.target_modules: '.' is no regular",
@@ -317,6 +325,13 @@ def test_further_settings_of_trl_change_none_of_the_recipes_own(
     assert kept.save_total_limit == 5 and kept.importance_sampling_level == "sequence"
 
 
+def test_the_agents_top_k_is_that_of_trls_generation(tmp_path: Path) -> None:
+    narrow = {"agent": {"generation": {"top_k": 5}}, "rollouts": {"by": "generate"}}
+    assert run.trl_config(recipe(**narrow), tmp_path, completion=64).top_k == 5
+    assert run.trl_config(recipe(**narrow, trl={"top_k": 3}), tmp_path, completion=64).top_k == 3
+    assert run.trl_config(recipe(), tmp_path, completion=64).top_k == 0
+
+
 def test_checkpoints_are_written_between_rounds(tmp_path: Path) -> None:
     config = run.trl_config(recipe(max_steps=12, num_iterations=3, save_steps=4), tmp_path, completion=64)
     assert config.save_steps == 6
@@ -408,6 +423,12 @@ def test_python_refuses_and_repeats_no_more_than_the_command(
         raise InterruptedError
 
     monkeypatch.setattr(run, "make_trainer", begun)
+    priced, summed = {"name": "crop-price"}, recipe(loss={"multi_objective_aggregation": "normalize_then_sum"})
+    with pytest.raises(
+        ConfigError,
+        match=r"do not fit the recipe: normalize_then_sum divides the reward 'crop-price' by its own deviation",
+    ):
+        run.train(summed, tmp_path, rewards=[any_value, priced])
     with pytest.raises(InterruptedError):
         run.train(recipe(), tmp_path, rewards=[{"name": any_value, "table": {1.5: recipe}}])
     checkpoint(tmp_path, 2)

@@ -47,12 +47,28 @@ def test_adapters_copies_and_checkpointing_count() -> None:
     assert few.cache == pytest.approx(plain.cache / 4)
 
 
+def test_a_plan_counts_rounds_steps_and_episodes() -> None:
+    told = describe(large(max_steps=6, prompts=4, num_generations=8, minibatches=2), processes=2).splitlines()
+    plan = {line[:13].rstrip(): line[13:] for line in told}
+    assert plan["steps"] == "6, 3 rounds of rollouts"
+    assert plan["a round"] == "4 questions x 8 rollouts = 32 episodes"
+    assert plan["a step"] == "16 episodes, 4 batches of 2 on each of 2 devices"
+    assert plan["episodes"].startswith("96 in all, ")
+    assert plan["too large"].startswith("for a device of 80 GB; take more --devices with zero3")
+    assert "too large" not in describe(large(prompts=8), processes=8)
+
+
 def test_hours_are_measured_or_follow_from_what_is_stated(tmp_path: Path) -> None:
     size = shape_of("qwen2.5-vl-7b")
     assert size is not None
     assert "hours        unknown of at most" in describe(large()) and "(--tflops)" in describe(large())
     work = operations(large(max_steps=8), size, tokens=500)
     assert work == pytest.approx(2 * operations(large(), size, tokens=500)) == 8 * (28 * 0.233e9 + 0.545e9) * 500 * 32
+    one = work / (8 * 8)  # an operation a weight over the rollouts of one of the eight steps
+    often = large(max_steps=8, loss={"beta": 0.01}, rollouts={"max_resample_times": 3}, num_iterations=2)
+    assert operations(often, size, tokens=500) == pytest.approx(4 * one * (2 * (4 + 1 + 1) + 2 * 6))
+    held = large(max_steps=8, evaluation={"eval_steps": 3, "questions": 4})
+    assert operations(held, size, tokens=500) == pytest.approx(work + 2 * 4 * one), "at steps 0, 3, 6 and 8"
     assert "operations at 300 TFLOP/s a device as stated" in describe(large(), tflops=300)
     with pytest.raises(ConfigError, match="got 0"):
         describe(large(), tflops=0)

@@ -98,8 +98,9 @@ def audit(folder: RunFolder, controls: Mapping[str, RunFolder], *, scorer: str |
     if missing := {"direct", grey, "random"} - controls.keys():
         raise ConfigError(f"An audit of {policy!r} needs runs under {', '.join(sorted(missing))} as well.")
     figures = {policy: results, **{name: Results.of(each) for name, each in controls.items()}}
-    against = {name: compare(other, folder, scorer=scorer).tasks for name, other in controls.items()}
-    bare = {name: compare(controls["direct"], controls[name], scorer=scorer).tasks for name in (grey, "random")}
+    decides = {name: scorer or task.scorer for name, task in results.tasks.items()}
+    against = {name: compare(other, folder, scorer=decides).tasks for name, other in controls.items()}
+    bare = {name: compare(controls["direct"], controls[name], scorer=decides).tasks for name in (grey, "random")}
     rows = folder.by_task()
     tasks = {}
     names = _asked_alike(folder, controls)
@@ -117,7 +118,7 @@ def audit(folder: RunFolder, controls: Mapping[str, RunFolder], *, scorer: str |
             "content": against[better][name].difference,
         }
         if "oracle" in controls:
-            effects["headroom"] = compare(folder, controls["oracle"], scorer=scorer).tasks[name].difference
+            effects["headroom"] = compare(folder, controls["oracle"], scorer=decides).tasks[name].difference
         deciding = against["direct"][name].scorer
         arms = [
             Arm(

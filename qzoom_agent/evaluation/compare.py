@@ -16,7 +16,7 @@ was right without, or did not, was wrong, and the other was right with a crop. A
 against `always` the second.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Literal, NamedTuple
 
@@ -100,11 +100,12 @@ class Pair(NamedTuple):
     after: list[SampleResult]
 
 
-def compare(before: RunFolder, after: RunFolder, *, scorer: str | None = None) -> Comparison:
+def compare(before: RunFolder, after: RunFolder, *, scorer: str | Mapping[str, str] | None = None) -> Comparison:
     """Return the second run minus the first, task by task.
 
-    Tasks that only one of them has begun are left out. `scorer` is whose accuracy is compared; None: the one that leads
-    in the second run. ConfigError if the runs have no task in common, no sample in common, or no such scorer in both.
+    Tasks that only one of them has begun are left out. `scorer` is whose accuracy is compared, or that of each task;
+    None: the one that leads in the second run. ConfigError if the runs have no task in common, no sample in common, or
+    no such scorer in both.
     """
     found: dict[str, TaskComparison] = {}
     ours, theirs = before.by_task(), after.by_task()
@@ -114,7 +115,9 @@ def compare(before: RunFolder, after: RunFolder, *, scorer: str | None = None) -
             f"The runs have no task in common: {', '.join(ours) or 'no answers'} in {before.path}, "
             f"{', '.join(theirs) or 'no answers'} in {after.path}."
         )
-    leading = {name: each.scorer for name, each in Results.of(after).tasks.items()} if scorer is None else {}
+    if scorer is None:
+        scorer = {name: each.scorer for name, each in Results.of(after).tasks.items()}
+    leading = dict.fromkeys(common, scorer) if isinstance(scorer, str) else scorer
     for name in common:
         pairs, alone = _pairs(ours[name], theirs[name])
         if not pairs:
@@ -122,7 +125,7 @@ def compare(before: RunFolder, after: RunFolder, *, scorer: str | None = None) -
                 f"{name}: the runs have no sample in common. Both need the same --seed, --split and source."
             )
         # A task that was added has no results until the run is finished.
-        chosen = scorer or leading.get(name) or next(iter(theirs[name][0].scores), "")
+        chosen = leading.get(name) or next(iter(theirs[name][0].scores), "")
         if any(chosen not in row.scores for row in (pairs[0].before[0], pairs[0].after[0])):
             raise ConfigError(f"{name}: there is no scorer {chosen!r} in both runs. `qzoom eval rescore` adds one.")
         both = [row for pair in pairs for row in (*pair.before, *pair.after)]

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from qzoom_agent.agent import Agent
 from qzoom_agent.data.samples import Sample
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.audit import Audit, audit, grey_policy
 from qzoom_agent.evaluation.report import write_run_report
 from qzoom_agent.evaluation.run_log import RunFolder
 from qzoom_agent.evaluation.runner import evaluate, rescore
-from tests.evaluation.player import numbers, player
+from qzoom_agent.models.scripted import ScriptedBackend
+from tests.evaluation.player import asked, numbers, player
 
 N = 40
 Right = Callable[[int], bool]
@@ -72,6 +74,25 @@ def test_a_policy_that_harms_and_one_without_effect(tmp_path: Path) -> None:
     assert worse.tasks["numbers"].verdict.startswith("Looking harms: -50.0 points")
     equal = audited(tmp_path / "b", explicit=easy, direct=lambda i: 0 < i < 17, blind=easy, random=easy)
     assert equal.tasks["numbers"].verdict.startswith("No effect of looking is shown: +0.0 points")
+
+
+def test_an_audit_is_by_one_scorer_whichever_leads_in_the_controls(tmp_path: Path) -> None:
+    """By `faithful`, which leads in the controls, "7 or 99" is right as well, and random crops would do nothing."""
+    found = {}
+    for policy in ("explicit", "direct", "blind", "random"):
+        form = "{} or 99" if policy in ("direct", "blind") else "{}"
+        agent = Agent(ScriptedBackend(lambda messages, form=form: form.format(asked(messages))), policy=policy)
+        scorer = "clean" if policy == "explicit" else None
+        evaluate(agent, [numbers(10)], out=tmp_path / policy, scorer=scorer, traces=False)
+        found[policy] = RunFolder(tmp_path / policy)
+    made = audit(found.pop("explicit"), found).tasks["numbers"]
+    assert (made.scorer, made.control) == ("clean", "random")
+    assert {name: effect.difference for name, effect in made.effects.items()} == {
+        "gain": 1.0,
+        "call": 0.0,
+        "tokens": 1.0,
+        "content": 0.0,
+    }
 
 
 def test_an_audit_is_made_again_when_its_run_is_scored_again(tmp_path: Path) -> None:

@@ -432,6 +432,13 @@ def weights_of(config: AgentConfig, branches: str | Path | None = None) -> str |
     return "+".join(one or "unknown" for one in both) if any(both) else None
 
 
+def weights_of_agent(agent: Any) -> str | None:
+    """Return `weights_of` what an agent was loaded with, its branches included; None where that is unknown."""
+    looks = getattr(getattr(agent, "perceiver", None) or agent, "backend", None)
+    looks = getattr(looks, "backend", looks)  # of one in batches, the one inside
+    return weights_of(agent.config, getattr(looks, "branches_from", None))
+
+
 def environment(placement: str = "", *, command: str = "") -> dict[str, str]:
     """Return the day, versions, revision and machine.
 

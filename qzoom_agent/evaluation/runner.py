@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import resource
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,7 +36,7 @@ from qzoom_agent.data.rows import RowSamples, refuse_rows
 from qzoom_agent.data.samples import Sample, Samples, TaskSource
 from qzoom_agent.errors import ConfigError, QzoomError
 from qzoom_agent.evaluation.audit import audit_again
-from qzoom_agent.evaluation.run_log import COARSE, RunFolder, RunSpec, TaskSelection
+from qzoom_agent.evaluation.run_log import COARSE, RunFolder, RunSpec, TaskSelection, weights_of_agent
 from qzoom_agent.evaluation.sample_result import (
     TAKE_GOLD,
     AgentLike,
@@ -143,7 +142,7 @@ def evaluate(
         scorer: Scorer whose figure is the accuracy, as `with_scorer` takes it; None: each task's default. All scorers
             of a task are applied and reported.
         own_budget: Keep the agent's coarse view even where a task sets its visual tokens.
-        weights: `run_log.fingerprint` of the model.
+        weights: `run_log.fingerprint` of the model; None: of what the agent was loaded with.
         environment: `run_log.environment`, for the record.
         workers: Samples asked side by side, for agents that gain from it.
         shard: This process among several that share the work; the results are then those of process 0.
@@ -156,7 +155,7 @@ def evaluate(
             another evaluation.
         MissingDependency: scipy is not installed.
     """
-    source, shard = source or TaskSource(), shard or Shard()
+    source, shard, weights = source or TaskSource(), shard or Shard(), weights or weights_of_agent(agent)
     require(source, limit=limit, repeats=repeats, workers=workers)
     asked, scorer = with_scorer(tasks, scorer)
     folder = RunFolder(out)
@@ -176,15 +175,16 @@ def evaluate(
     # so that the configuration, given again, leaves it to the tasks
     kept = agent.config.replace(budget=dict.fromkeys(COARSE)) if by_tasks else agent.config
 
-    def finish() -> Results:
+    def finish(by: str | None = scorer) -> Results:
         folder.replace_rows(row.completed(scorers.get(row.task, {})) for row in folder.in_order())
-        return _write_results(folder, asked, scorer)
+        return _write_results(folder, asked, by)
 
     def begin() -> None:
         before = folder.ask if (folder.path / "results.json").exists() else None
         folder.begin(kept, ask, environment or {})
-        if before not in (None, folder.ask):  # so that the figures of a smaller run do not stand for this one
-            finish()
+        if before and before != folder.ask:  # so that the figures of a smaller run do not stand for this one
+            # a task that is new to it may alone have the scorer
+            finish(scorer if any(scorer in scorers.get(name, {}) for name in before.tasks) else None)
 
     results = ask_all(
         runs,
@@ -448,8 +448,12 @@ def _side_by_side(work: Callable[[_Item], _Result], items: Sequence[_Item], work
 
 def peak_memory() -> dict[str, int]:
     """Return the most bytes this process held: of host memory, and of the accelerator's if torch is in use."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    found = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    found: dict[str, int] = {}
+    if sys.platform != "win32":
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        found["host"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     if "torch" in sys.modules:
         from qzoom_agent.models.hf import peak_memory as device
 

@@ -31,7 +31,7 @@ from qzoom_agent.data.rows import SUFFIXES, Row, Rows, RowSamples, is_saved, ope
 from qzoom_agent.data.samples import Sample, TaskSource
 from qzoom_agent.errors import ConfigError, QzoomError
 from qzoom_agent.evaluation.export import require_pyarrow, write_parquet
-from qzoom_agent.evaluation.run_log import RunFolder, RunSpec, weights_of
+from qzoom_agent.evaluation.run_log import RunFolder, RunSpec, weights_of_agent
 from qzoom_agent.evaluation.runner import ProgressListener, Shard, TaskRun, ask_all, plan
 from qzoom_agent.evaluation.sample_result import SampleResult
 from qzoom_agent.evaluation.tasks.custom import named_columns, table_file, task_name
@@ -113,7 +113,9 @@ class Questions:
             found.update(f"{column} {len(held)} ".encode() + held)
         for image in filter(None, map(_image_name, images)):
             with suppress(OSError, ValueError):  # there is no such file
-                found.update(str(((self.rows.folder or Path()) / file_of(image)).stat().st_size).encode())
+                found.update(
+                    str(((self.rows.folder or Path()) / file_of(str(expanded(image)))).stat().st_size).encode()
+                )
         return found.hexdigest()[:24]
 
     def names(self, index: int) -> dict[str, str | None]:
@@ -270,7 +272,7 @@ def run_table(
         split: Split of a saved dataset that has several.
         workers: Most questions at a time, see `Agent.batch`.
         traces: Keep the record of every episode, with pictures.
-        weights: `run_log.fingerprint` of the model; None: found by the agent's configuration.
+        weights: `run_log.fingerprint` of the model; None: of what the agent was loaded with.
         environment: `run_log.environment`, for the record.
         shard: This process among several that share the work; `failed` is that of all.
         watch: Receiver of progress.
@@ -292,7 +294,7 @@ def run_table(
     task = Task(name=asked.task, title=f"rows of {path}", load=lambda _: samples, scorers={})
     asker, workers = agent.side_by_side(workers, most=len(places))
     folder = RunFolder(out)
-    weights = weights or weights_of(config)
+    weights = weights or weights_of_agent(agent)
     run = TaskRun(task, samples, places, asker, folder, config.seed, weights, traces, row_digest=asked.digest)
     spec = RunSpec(seed=config.seed, weights=weights, repeats=1, tasks={task.name: selection})
 

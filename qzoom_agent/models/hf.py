@@ -107,6 +107,8 @@ class HFBackend:
             branches.config.require_fit(model)
         self.model = model
         self.branches = branches
+        self.branches_from: str | Path | None = None
+        """Folder or hub id of branches that were given in place of the model's own."""
         self.prompt = prompt
         self.calibration = calibration
         self.processor = processor
@@ -200,6 +202,7 @@ class HFBackend:
             prompt=read_prompt(words) if words else None,
             calibration=Calibration.load(fitted) if fitted else None,
         )
+        loaded.branches_from = branches
         if check and (reason := difference(loaded)):
             raise BackendError(f"{_refusal(loaded, reason)}. Use a Qwen-VL or LLaVA model.")
         return loaded

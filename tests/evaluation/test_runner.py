@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -265,6 +266,29 @@ def test_the_figures_of_a_run_do_not_stand_for_it_while_it_is_enlarged(tmp_path:
     assert (found.n, found.part.planned, found.partial) == (3, 9, True)
     evaluate(player(), [numbers()], out=tmp_path, source=TaskSource(n=9))
     assert Results.of(RunFolder(tmp_path)).tasks["numbers"].partial is False
+
+
+def test_a_task_may_be_added_with_a_scorer_that_no_other_has(tmp_path: Path) -> None:
+    one = replace(numbers(2, name="one"), scorers={"faithful": faithful})
+    evaluate(player(), [one], out=tmp_path)
+    found = evaluate(player(), [one, numbers(2, name="two")], out=tmp_path, scorer="clean").tasks
+    assert {name: task.scorer for name, task in found.items()} == {"one": "faithful", "two": "clean"}
+
+
+def test_without_a_fingerprint_the_weights_are_those_that_the_agent_was_loaded_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "weights_of_agent", lambda agent: "these")
+    assert evaluate(player(), [numbers(1)], out=tmp_path).weights == "these"
+    monkeypatch.setattr(runner, "weights_of_agent", lambda agent: "others")
+    with pytest.raises(ConfigError, match="weights: 'these' then, 'others' now"):
+        evaluate(player(), [numbers(1)], out=tmp_path)
+
+
+def test_memory_is_not_measured_where_the_system_does_not_tell_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.platform", "win32")
+    monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows
+    assert "host" not in runner.peak_memory()
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from pyarrow import parquet
 
 from qzoom_agent.agent import Agent
 from qzoom_agent.errors import BackendError, ConfigError
+from qzoom_agent.evaluation import table_run
 from qzoom_agent.evaluation.run_log import RunFolder
 from qzoom_agent.evaluation.table_run import image_rows, run_table
 from qzoom_agent.messages import Message
@@ -144,6 +145,29 @@ def test_a_changed_row_is_asked_again_and_new_rows_are_added(table: Path, tmp_pa
     asked.words.clear()
     run_table(asked.agent, table, out=tmp_path / "run", n=7)
     assert len(asked.words) == 7, "another image is another question"
+
+
+def test_an_image_in_the_home_folder_that_has_changed_is_looked_at_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (table := tmp_path / "mine.jsonl").write_text('{"image": "~/red.png", "question": "say the word yes"}')
+    asked = Asked()
+    for side in (112, 168):
+        Image.new("RGB", (168, side), "red").save(tmp_path / "red.png")
+        run_table(asked.agent, table, out=tmp_path / "run")
+    assert asked.words == ["yes", "yes"]
+
+
+def test_a_run_is_of_the_weights_that_its_agent_was_loaded_with(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for weights in ("these", "others"):
+        monkeypatch.setattr(table_run, "weights_of_agent", lambda agent, weights=weights: weights)
+        if weights == "these":
+            run_table(Asked().agent, table, out=tmp_path / "run")
+    with pytest.raises(ConfigError, match="weights: 'these' then, 'others' now"):
+        run_table(Asked().agent, table, out=tmp_path / "run")
 
 
 def test_a_run_folder_holds_the_answers_to_one_table(table: Path, tmp_path: Path) -> None:

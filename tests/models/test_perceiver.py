@@ -14,10 +14,11 @@ from qzoom_agent.cli.console import Console
 from qzoom_agent.cli.main import main
 from qzoom_agent.config import AgentConfig, PerceptionConfig
 from qzoom_agent.errors import ConfigError
-from qzoom_agent.evaluation.run_log import fingerprint, weights_of
+from qzoom_agent.evaluation.run_log import fingerprint, weights_of, weights_of_agent
 from qzoom_agent.messages import Message, view_ids
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.perceiver import LocalPerceiver, load_perceiver
+from qzoom_agent.models.scheduler import batched
 from qzoom_agent.models.scripted import ScriptedBackend
 from qzoom_agent.report.episode import render_html
 from qzoom_agent.trace import PerceptionRecord, Trace, by_digest
@@ -184,6 +185,18 @@ def test_the_weights_of_a_run_are_those_of_both_models() -> None:
     assert weights_of(AgentConfig()) == fingerprint("nano")
     assert weights_of(AgentConfig(model="served", perceiver="nano")) == f"unknown+{fingerprint('nano')}"
     assert weights_of(AgentConfig(model="served", perceiver="m:p")) is None
+
+
+def test_an_agent_with_other_branches_is_of_other_weights(nano: HFBackend, tmp_path: Path) -> None:
+    assert nano.branches is not None
+    nano.branches.save(tmp_path)
+    agent = Agent.from_pretrained("nano", branches=tmp_path, check=False)
+    looking = LocalPerceiver(agent.backend)
+    assert weights_of_agent(agent) == weights_of(agent.config, tmp_path) != weights_of_agent(Agent(nano))
+    assert weights_of_agent(agent.replace(backend=batched(agent.backend, 2))) == weights_of_agent(agent)
+    served = Agent(ScriptedBackend(["42"]), perceiver=looking)
+    assert weights_of_agent(served) == weights_of(served.config, tmp_path) != weights_of(served.config)
+    assert weights_of_agent(Agent(nano)) == fingerprint("nano")
 
 
 def test_the_command_line_takes_a_perceiver(

@@ -36,7 +36,7 @@ from qzoom_agent.data.rows import RowSamples, refuse_rows
 from qzoom_agent.data.samples import Sample, Samples, TaskSource
 from qzoom_agent.errors import ConfigError, QzoomError
 from qzoom_agent.evaluation.audit import audit_again
-from qzoom_agent.evaluation.run_log import COARSE, RunFolder, RunSpec, TaskSelection, weights_of_agent
+from qzoom_agent.evaluation.run_log import COARSE, RowPlace, RunFolder, RunSpec, TaskSelection, weights_of_agent
 from qzoom_agent.evaluation.sample_result import (
     TAKE_GOLD,
     AgentLike,
@@ -320,9 +320,9 @@ class TaskRun:
     seed: int
     weights: str | None
     traces: bool
-    row_digest: Callable[[int], str] = lambda _: ""
+    row_digest: Callable[[int], str] | None = None
     """Digest of the row of a sample, without decoding its image: a sample whose row has not changed since it was
-    answered is not asked again. Empty: that is told by the image."""
+    answered is not asked again, nor is one whose row has moved. None, or an empty digest: that is told by the image."""
 
     def finish(
         self, items: Sequence[tuple[int, int]], *, workers: int, rank: int | None, watch: ProgressListener | None
@@ -337,10 +337,18 @@ class TaskRun:
             lambda row: row.task == self.task.name and row.status != "error" and (row.index, row.repeat) in wanted
         )
 
+        answers = {} if self.row_digest is None else self.folder.answers(self.task.name)
+
         def answered(index: int, repeat: int) -> tuple[SampleResult, bool, bool]:
             place = done.pop((self.task.name, index, repeat), None)
             known = None if place is None else self.folder.read(place)
-            row, new = self._row(index, repeat, known)
+            with calling(self.task.name, kind="task"):
+                digest = self.row_digest(index) if self.row_digest else ""
+            if known is None or known.row != digest:
+                answer = answers.pop(digest, None)
+                if answer and (row := self._moved(answer, index)):
+                    return row, False, True
+            row, new = self._row(index, repeat, known, digest)
             return row, new, row is not known
 
         last = perf_counter()
@@ -355,14 +363,21 @@ class TaskRun:
                 if watch:
                     watch.row(row, new=new)
 
-    def _row(self, place: int, repeat: int, known: SampleResult | None) -> tuple[SampleResult, bool]:
+    def _moved(self, answer: RowPlace, place: int) -> SampleResult | None:
+        """Return the answer to a row of a table that stands at `place` now; None if it still stands where it was."""
+        row = self.folder.read(answer)
+        if self.row_digest is None or self.row_digest(row.index) == row.row:  # this one is asked the same
+            return None
+        numbered = row.id == f"{row.task}-{row.index}" and "id" not in row.meta
+        return row.model_copy(update={"index": place, "id": f"{row.task}-{place}" if numbered else row.id})
+
+    def _row(self, place: int, repeat: int, known: SampleResult | None, digest: str = "") -> tuple[SampleResult, bool]:
         """Return the row of a sample, and whether it was asked now: not if `known` is of the same experiment."""
         about = partial(
             asked, index=place, repeat=repeat, seed=self.seed, config=self.agent.config, weights=self.weights
         )
         with calling(self.task.name, kind="task"):
             try:
-                digest = self.row_digest(place)
                 if known is not None and digest and known.row == digest:
                     return known.completed(self.task.scorers), False
                 sample = self.samples[place]

@@ -170,6 +170,30 @@ def test_a_run_is_of_the_weights_that_its_agent_was_loaded_with(
         run_table(Asked().agent, table, out=tmp_path / "run")
 
 
+def test_only_the_files_that_are_new_to_a_folder_are_asked_about(tmp_path: Path) -> None:
+    (scans := tmp_path / "scans").mkdir()
+    asked = Asked()
+    for names in ("cde", "af"):
+        for name in names:
+            Image.new("RGB", (168, 112), (40 * ord(name) % 256, 0, 0)).save(scans / f"{name}.png")
+        done = run_table(asked.agent, scans, out=tmp_path / "run", question="say the word yes", workers=2)
+    assert len(asked.words) == 5
+    assert [row["image"] for row in results(done.path)] == [f"{name}.png" for name in "acdef"]
+    rows = RunFolder(tmp_path / "run").latest()
+    assert [(row.index, row.id) for row in rows] == [(at, f"scans-{at}") for at in range(5)]
+    run_table(asked.agent, scans, out=tmp_path / "run", question="say the word yes")
+    assert len(asked.words) == 5
+
+
+def test_the_same_question_twice_is_asked_twice_also_after_a_kill(table: Path, tmp_path: Path) -> None:
+    line = table.read_text().splitlines()[0]
+    table.write_text(f"{line}\n" * 3)
+    asked = Asked()
+    run_table(asked.agent, table, out=tmp_path / "run", n=1)
+    run_table(asked.agent, table, out=tmp_path / "run")
+    assert asked.words == ["w0"] * 3, "a sampled answer to one is no answer to the others"
+
+
 def test_a_run_folder_holds_the_answers_to_one_table(table: Path, tmp_path: Path) -> None:
     """A second table, a renamed one or an evaluation beside it would mix its rows with theirs."""
     before = run_table(Asked().agent, table, out=tmp_path / "run").path.read_bytes()

@@ -65,7 +65,9 @@ class Question:
 
         Raises ConfigError for a box that is not inside the image.
         """
-        boxes = tuple(_inside(box, Size(*image.size)) for box in self.boxes or ())
+        inside = [_inside(box, Size(*image.size)) for box in self.boxes or ()]
+        # A table may say one place in two columns: in pixels, and as shares of the image.
+        boxes = tuple({tuple(map(round, box.corners)): box for box in inside}.values())
         return Sample(
             id=f"{task}-{self.id or index}",
             task=task,

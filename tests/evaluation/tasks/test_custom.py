@@ -99,6 +99,15 @@ def test_every_wrong_row_is_named_before_anything_is_asked(tmp_path: Path) -> No
     assert "; and 2 more. Mend" in said
 
 
+def test_a_box_that_two_columns_say_is_one(tmp_path: Path) -> None:
+    """As shares of the image it is the same but for rounding."""
+    both = {"answer": 7, "box": [10, 20, 31, 40], "box_xywh": [50, 50, 9, 9]}
+    width, height = files.draw("own").size
+    shares = [10 / width, 20 / height, 31 / width, 40 / height + 1e-9]
+    (read,) = written(tmp_path, both | {"box_unit": shares})
+    assert [tuple(map(round, box.corners)) for box in read.boxes] == [(10, 20, 31, 40), (50, 50, 59, 59)]
+
+
 def test_ids_are_used_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="two rows have the id 'a'"):
         written(tmp_path, {"answer": "x", "id": "a"}, {"answer": "y", "id": "a"})

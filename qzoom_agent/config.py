@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from qzoom_agent.errors import ConfigError
@@ -261,6 +261,11 @@ class PerceptionConfig(_ModelDefaults):
     prompt: Literal["opening", "plain"] = "plain"
     """Messages of a look: "plain", without the offer of tools, as branches are trained, or "opening", those that the
     model then answers, so that nothing is computed twice. They differ where a policy offers tools."""
+
+    @field_validator("gate", mode="before")
+    @classmethod
+    def _yaml_off(cls, value: Any) -> Any:
+        return "off" if value is False else value  # YAML reads an off without quotes as false
 
     @model_validator(mode="after")
     def _has_a_rule(self) -> Self:

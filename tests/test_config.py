@@ -48,6 +48,13 @@ def test_yaml_gives_only_what_differs() -> None:
     assert (config.policy, config.budget.max_turns, config.budget.max_views) == ("direct", 2, 6)
 
 
+def test_the_gate_is_off_with_or_without_quotes() -> None:
+    key, value = read_setting("perception.gate=off")
+    assert AgentConfig().replace(**{key: value}).perception.gate == "off"
+    for written in ("off", "'off'"):
+        assert AgentConfig.from_yaml(f"perception: {{gate: {written}}}").perception.gate == "off"
+
+
 def test_replace_takes_dotted_keys_and_merges_mappings() -> None:
     base = AgentConfig(budget=BudgetConfig(max_turns=3))
     changed = base.replace(**{"budget.max_views": 2, "generation": {"temperature": 0.5}})

@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import errno
 import json
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -479,7 +478,6 @@ class _Delimited:
     """
 
     def __init__(self, path: Path, separator: str) -> None:
-        csv.field_size_limit(sys.maxsize)  # of the whole process: images are cells here
         self.path, self.separator, self.by_index = path, separator, dict[str, int]()
         self.starts: list[int] = []
         """Start of each row, in bytes."""
@@ -523,6 +521,7 @@ class _Delimited:
                 place += len(line)
                 yield line.decode("utf-8-sig" if place == len(line) else "utf-8")
 
+        csv.field_size_limit(2**31 - 1)  # of the whole process: images are cells here; Windows takes no more
         start = place
         # The csv module takes one line at a time, so that after a row `place` is where the next one starts.
         for cells in csv.reader(lines(), delimiter=self.separator, strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import pickle
 from pathlib import Path
@@ -44,6 +45,16 @@ def test_a_cache_that_cannot_be_written_is_not_a_damaged_table(tmp_path: Path, m
         open_path(table)
 
 
+def test_a_csv_file_is_read_where_a_long_has_32_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def limit(size: int) -> None:
+        if size >= 2**31:
+            raise OverflowError("Python int too large to convert to C long")
+
+    monkeypatch.setattr(csv, "field_size_limit", limit)  # as on Windows
+    (tmp_path / "a.csv").write_text("id,text\n1,one\n")
+    assert open_path(tmp_path / "a.csv")[0] == {"id": "1", "text": "one"}
+
+
 def test_text_cells_stay_text(tmp_path: Path) -> None:
     table = tmp_path / "table.csv"
     table.write_text('\ufeffcode,answer\n007,NA\n1.50,"a, ""b""\nc"\n', encoding="utf-8")
@@ -60,6 +71,13 @@ def test_rows_reach_workers_that_are_started_anew(tmp_path: Path, suffix: str) -
     rows = open_path(file).renamed({"q": "question"}).select([2, 0])
     sent = pickle.loads(pickle.dumps(rows))
     assert [row["question"] for row in sent.data] == ["c", "a"]
+
+
+def test_an_image_in_a_cell_reaches_them_as_well(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("image\n" + "A" * 200_000)
+    sent = pickle.dumps(open_path(tmp_path / "t.csv"))
+    csv.field_size_limit(131_072)  # as in a process that has opened no table
+    assert len(pickle.loads(sent)[0]["image"]) == 200_000
 
 
 def test_json_lines_are_read_one_at_a_time(tmp_path: Path) -> None:

@@ -170,8 +170,10 @@ def _write_model_index(results: Results, path: Path) -> None:
 def _write_submission(rows: Sequence[SampleResult], path: Path) -> None:
     tasks = sorted({row.task for row in rows})
     if len(tasks) > 1 or any(row.repeat for row in rows):
+        times = 1 + max(row.repeat for row in rows)
         raise ConfigError(
-            f"A submission holds one answer to each question of one task; the run asks {', '.join(tasks)}."
+            f"A submission holds one answer to each question of one task; the run asks {', '.join(tasks)}"
+            f"{f', each question {times} times' if times > 1 else ''}. Run it for that task alone, without --repeats."
         )
     ids = [row.id.removeprefix(f"{row.task}-") for row in rows]
     pairs = list(zip(ids, (row.answer or "" for row in rows), strict=True))

@@ -100,7 +100,7 @@ def _write_episodes(folder: RunFolder, rows: Sequence[SampleResult]) -> None:
         text = render_html(
             known, lambda digest: page.ImageLink(f"images/{digest}.jpg"), expected=row.gold[0], linked=True
         )
-        page.write_page(text, target)
+        page.write_page(text, target, tidy=False)  # `RunFolder.writing` has done that
 
 
 def _bars(tasks: Sequence[TaskResult]) -> list[tuple[str, Figure, bool]]:

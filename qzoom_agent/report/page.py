@@ -104,10 +104,13 @@ def environment() -> Environment:
     return found
 
 
-def write_page(page: str, path: Path | str) -> Path:
-    """Write a page in one step, folders included, and return its path. Raises TraceError if that is impossible."""
+def write_page(page: str, path: Path | str, *, tidy: bool = True) -> Path:
+    """Write a page in one step (`atomic_write`), folders included, and return its path.
+
+    Raises TraceError if that is impossible.
+    """
     path = Path(path)
-    with atomic_write(path, error=TraceError) as part:
+    with atomic_write(path, tidy=tidy, error=TraceError) as part:
         part.write_text(page, encoding="utf-8", newline="\n")
     return path
 

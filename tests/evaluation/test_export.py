@@ -77,6 +77,12 @@ def test_a_submission_without_all_answers_says_so(tmp_path: Path, capsys: pytest
     assert capsys.readouterr().err == ""
 
 
+def test_a_submission_is_of_one_answer_to_each_question(tmp_path: Path) -> None:
+    evaluate(player(), [numbers(2)], out=tmp_path, traces=False, repeats=3)
+    with pytest.raises(ConfigError, match="the run asks numbers, each question 3 times"):
+        export(RunFolder(tmp_path), "submission")
+
+
 def test_nothing_to_export(tmp_path: Path, run: RunFolder) -> None:
     empty = RunFolder(tmp_path)
     (tmp_path / "run.json").write_text((run.path / "run.json").read_text())

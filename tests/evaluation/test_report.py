@@ -158,6 +158,16 @@ def test_an_episode_is_shown_with_the_right_answer_of_now(tmp_path: Path) -> Non
     assert len(found) == 2 and all("4711" in page for page in found)
 
 
+def test_a_folder_of_many_episodes_is_not_searched_for_each_of_them(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched: list[Path] = []
+    monkeypatch.setattr("qzoom_agent.files.remove_parts", searched.append)
+    write_run_report(run)
+    assert len(list((run.path / "traces").glob("*.html"))) == 12
+    assert searched == [run.path]
+
+
 def test_a_run_without_traces_has_a_page_without_links(tmp_path: Path) -> None:
     evaluate(player(), [numbers(3)], out=tmp_path, traces=False)
     page = page_of(tmp_path)

@@ -219,14 +219,14 @@ def open_path(path: Path, place: HubTable | None = None, *, split: str | None = 
     place = place or HubTable(())
     try:
         if path.is_file():
-            return _file(path, skip_bad=skip_bad)
+            return _file(path, split=split, skip_bad=skip_bad)
         if is_saved(path):
             _require_datasets()
             from datasets import load_from_disk
 
             return _dataset(load_from_disk(str(path)), str(path), path, split, place.split)
         if place.file and (path / place.file).is_file():
-            return _file(path / place.file)
+            return _file(path / place.file, split=split)
         return _folder(str(path), place, split, folder=path)
     except (ConfigError, MissingDependency):
         raise
@@ -305,7 +305,9 @@ def _json_kind(path: Path) -> str:
     return ".json" if has_rows else ".jsonl"
 
 
-def _file(path: Path, *, suffix: str = "", skip_bad: bool = False) -> Rows:
+def _file(path: Path, *, suffix: str = "", split: str | None = None, skip_bad: bool = False) -> Rows:
+    if split is not None:
+        raise ConfigError(f"{path} is one table and has no split {split!r}. Leave the split out, or give its own file.")
     suffix, name, folder = suffix or path.suffix.lower(), str(path), path.parent
     if suffix in _LINES:
         return _json_lines(path, skip_bad=skip_bad)
@@ -368,7 +370,7 @@ def _first_on_hub(place: HubTable, split: str | None) -> Rows:
                 return _folder(name, place, split, folder=None)
             from huggingface_hub import snapshot_download
 
-            return _file(Path(snapshot_download(name, repo_type="dataset")) / place.file)
+            return _file(Path(snapshot_download(name, repo_type="dataset")) / place.file, split=split)
         except Exception as error:  # the hub's client, its transports and the readers each raise their own
             reasons.append(f"{name}: {_why(error)}")
     raise ConfigError(

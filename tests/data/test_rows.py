@@ -55,6 +55,13 @@ def test_a_csv_file_is_read_where_a_long_has_32_bits(tmp_path: Path, monkeypatch
     assert open_path(tmp_path / "a.csv")[0] == {"id": "1", "text": "one"}
 
 
+def test_a_file_has_no_splits(tmp_path: Path) -> None:
+    """Its figures would be those of a split that nobody has read."""
+    (tmp_path / "t.jsonl").write_text('{"q": "a"}')
+    with pytest.raises(ConfigError, match=r"t\.jsonl is one table and has no split 'dev'"):
+        open_path(tmp_path / "t.jsonl", split="dev")
+
+
 def test_text_cells_stay_text(tmp_path: Path) -> None:
     table = tmp_path / "table.csv"
     table.write_text('\ufeffcode,answer\n007,NA\n1.50,"a, ""b""\nc"\n', encoding="utf-8")

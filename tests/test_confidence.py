@@ -162,6 +162,13 @@ def test_too_few_answers_are_not_fitted_to(tmp_path: Path) -> None:
         calibrate([RunFolder(tmp_path)])
 
 
+def test_a_question_that_is_asked_again_counts_once(tmp_path: Path) -> None:
+    model = telling(-0.1, _replies=lambda _: "42", gives_logprobs=True)
+    evaluate(Agent(model, policy="direct"), [numbers(10)], out=tmp_path, repeats=6, traces=False)
+    with pytest.raises(ConfigError, match="have 10 scored answers"):
+        calibrate([RunFolder(tmp_path)])
+
+
 def test_runs_that_say_nothing_about_the_model_are_refused(tmp_path: Path) -> None:
     model = telling(-0.1, gives_logprobs=True)
     runs: dict[str, dict[str, Any]] = {

@@ -402,6 +402,8 @@ def _dataset(data: Any, name: str, folder: Path | None, split: str | None, defau
 
     if isinstance(data, DatasetDict):
         data = data[_split(name, list(data), split, default)]
+    elif split not in (None, str(data.split)):
+        raise ConfigError(f"{name} is one table, of the split {data.split}, and has no split {split!r}.")
     for column, feature in data.features.items():
         several = isinstance(feature, List)
         item = feature.feature if several else feature

@@ -53,6 +53,8 @@ def known_answers(
         _require_fit(folder, like or runs[0], scorer)
         policy = folder.config.policy or ""
         for row in folder.in_order():
+            if row.repeat:  # a greedy answer that is asked for again is the same
+                continue
             by = scorer or next(iter(row.scores), None)
             if by in row.scores and row.answer_probability is not None and row.status != "error":
                 yield Known(policy, row.task, row.answer_probability, row.value(by))

@@ -130,6 +130,9 @@ def test_a_split_that_is_not_there_is_an_error_with_the_ones_that_are(tmp_path: 
     with pytest.raises(ConfigError, match=r"no split 'test'. There are: train, dev"):
         open_path(tmp_path / "both")
     assert len(open_path(tmp_path / "both", split="dev")) == 1
+    one.save_to_disk(str(tmp_path / "alone"))
+    with pytest.raises(ConfigError, match="has no split 'test'"):
+        open_path(tmp_path / "alone", split="test")
     datasets.DatasetDict({"train": one}).save_to_disk(str(tmp_path / "single"))
     assert open_path(tmp_path / "single").columns == ("a",)
     (tmp_path / "copy").mkdir()

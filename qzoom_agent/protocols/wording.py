@@ -30,7 +30,6 @@ from qzoom_agent.files import expanded, read_text, read_yaml
 from qzoom_agent.messages import Message, Part, Role, image_part, message
 from qzoom_agent.protocols import get_protocol
 from qzoom_agent.protocols.interface import ZoomProtocol
-from qzoom_agent.protocols.locate import ask_for_boxes
 from qzoom_agent.views import View
 
 FILE: Final = "qzoom_prompt.yaml"
@@ -188,9 +187,6 @@ class Reworded:
             values: _Values = {"images": [image_part(view.id) for view in views], "question": [question]}
             said = [*said[:-1], _message("user", user, values, first="images")]
         return said
-
-    def locate(self, question: str, views: Sequence[View], *, limit: int) -> list[Message]:
-        return ask_for_boxes(self.protocol, question, views, limit=limit)
 
     def result(self, view: View, index: int, notes: Sequence[str]) -> list[Message]:
         said = self.protocol.result(view, index, notes)

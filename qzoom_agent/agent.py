@@ -370,10 +370,10 @@ class Agent:
             saved = self._saved_runs(thread)
             saved.require_free(thread)
             folder = saved.folder(thread)
-        context = self._parts.context(config, ViewStore(folder, count=getattr(self.backend, "view_tokens", None)))
+        store = ViewStore(folder, count=getattr(self.backend, "view_tokens", None))
         for number, one in enumerate(pixels):
-            context.store.add_original(one, number=number)
-        return context
+            store.add_original(one, number=number)
+        return self._parts.context(config, store)
 
     def _first_state(
         self, context: Context, question: str, *, boxes: Boxes | None = None, thread: str | None = None

@@ -360,6 +360,17 @@ def test_a_full_queue_says_so_and_a_client_that_leaves_makes_room(stream: bool) 
         assert 'outcome="left"} 2.0' in client.get("/metrics").text
 
 
+def test_a_client_that_leaves_while_it_sends_is_no_wrong_request(caplog: pytest.LogCaptureFixture) -> None:
+    with running(Agent(ScriptedBackend(["42"]), policy="direct")) as client:
+        with socket.create_connection((client.base_url.host, client.base_url.port or 0)) as leaving:
+            head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {10**6}\r\n\r\n{{"
+            leaving.sendall(head.encode())
+            time.sleep(0.2)
+        until(lambda: 'outcome="left"} 1.0' in client.get("/metrics").text)
+        assert "invalid_request" not in client.get("/metrics").text
+    assert not caplog.records
+
+
 def test_an_answer_that_takes_too_long_is_given_up() -> None:
     gate = Gate()
     with running(Agent(ScriptedBackend(gate, protocol="plain"), policy="direct"), ServeConfig(timeout=0.6)) as client:

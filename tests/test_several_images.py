@@ -85,6 +85,19 @@ def test_a_format_says_in_its_prompt_how_an_image_is_named() -> None:
         assert name == "qwen3vl" or ("img_idx" not in spoken[1] and "image 2" not in spoken[1])
 
 
+@pytest.mark.parametrize("how", [{"tools": "native"}, {"prompt": {"system": "You can:\n{schema}"}}])
+@pytest.mark.parametrize("name", ["deepeyes", "adaptvision", "visionthink"])
+def test_a_schema_outside_the_formats_own_text_says_how_an_image_is_named(name: str, how: dict[str, Any]) -> None:
+    def schema(*images: Image.Image) -> str:
+        agent = scripted(["yes"], protocol=name, policy="explicit")
+        agent.backend.api = "chat"  # type: ignore[attr-defined]  # as a server has, which takes native calls
+        _, context = agent.replace(**how).begin(list(images), "which?")
+        said = context.protocol.opening("which?", add_coarse(context), tools=True)
+        return "".join([*context.tools, *map(plain_text, said)])
+
+    assert "img_idx" in schema(WIDE, TALL) and "img_idx" not in schema(WIDE)
+
+
 def test_views_have_names_in_every_format() -> None:
     store = ViewStore()
     budget = {"factor": 28, "min_tokens": 1, "max_tokens": 64}
@@ -279,16 +292,3 @@ def test_where_the_gate_fires_for_one_image_it_lets_calls_about_every_image_thro
     trace = scripted([*calls, "yes"], protocol="qwen3vl", looks=look, policy="hybrid").run([WIDE, TALL], "which?").trace
     assert [call.decision for turn in trace.turns for call in turn.calls] == ["served", "served"]
     assert trace.perception is not None and [one.score for one in trace.perception.every] == [0.9, 0.9]
-
-
-@pytest.mark.parametrize("how", [{"tools": "native"}, {"prompt": {"system": "You can:\n{schema}"}}])
-@pytest.mark.parametrize("name", ["deepeyes", "adaptvision", "visionthink"])
-def test_a_schema_outside_the_formats_own_text_says_how_an_image_is_named(name: str, how: dict[str, Any]) -> None:
-    def schema(*images: Image.Image) -> str:
-        agent = scripted(["yes"], protocol=name, policy="explicit")
-        agent.backend.api = "chat"  # type: ignore[attr-defined]  # as a server has, which takes native calls
-        _, context = agent.replace(**how).begin(list(images), "which?")
-        said = context.protocol.opening("which?", add_coarse(context), tools=True)
-        return "".join([*context.tools, *map(plain_text, said)])
-
-    assert "img_idx" in schema(WIDE, TALL) and "img_idx" not in schema(WIDE)

@@ -315,7 +315,8 @@ class Agent:
                 "Train them with `qzoom train`, give a folder of branches, or name a local model that looks for it "
                 "(--perceiver, in Python: perceiver)."
             )
-        _, context = self.begin(image, question, boxes=[])
+        require_question(question)
+        context = self._prepared(image)
         try:
             record = take_look(context, question, map_always=True)
         finally:
@@ -347,6 +348,11 @@ class Agent:
         For callers that run the graph's nodes by hand. The model is not asked and nothing is saved yet.
         """
         require_question(question)
+        if thread is None and self._parts.waits:
+            raise ConfigError(
+                "This agent stops before each call until somebody decides on it (approve=True), so its run has to be "
+                "saved. Give the agent a state_dir and the run a thread, or give approve a function that decides."
+            )
         context = self._prepared(image, seed=seed, thread=thread)
         return self._first_state(context, question, boxes=boxes, thread=thread), context
 
@@ -361,19 +367,14 @@ class Agent:
             )
         pixels = [load_image(one, max_pixels=config.max_pixels) for one in given]
         folder = None
-        if thread is None and self._parts.waits:
-            raise ConfigError(
-                "This agent stops before each call until somebody decides on it (approve=True), so its run has to be "
-                "saved. Give the agent a state_dir and the run a thread, or give approve a function that decides."
-            )
         if thread is not None:
             saved = self._saved_runs(thread)
             saved.require_free(thread)
             folder = saved.folder(thread)
-        context = self._parts.context(config, ViewStore(folder, count=getattr(self.backend, "view_tokens", None)))
+        store = ViewStore(folder, count=getattr(self.backend, "view_tokens", None))
         for number, one in enumerate(pixels):
-            context.store.add_original(one, number=number)
-        return context
+            store.add_original(one, number=number)
+        return self._parts.context(config, store)
 
     def _first_state(
         self, context: Context, question: str, *, boxes: Boxes | None = None, thread: str | None = None

@@ -23,6 +23,7 @@ from qzoom_agent.models.interface import Backend, Perceiver
 from qzoom_agent.models.perceiver import load_perceiver, name_of
 from qzoom_agent.policy import CropPolicy
 from qzoom_agent.protocols import PROTOCOLS, ZoomProtocol, get_protocol, native_form, with_tools
+from qzoom_agent.protocols.interface import schema_of
 from qzoom_agent.protocols.wording import OWN, Reworded, choose_prompt
 from qzoom_agent.trace import PendingCall, describe_environment
 from qzoom_agent.views import ViewStore
@@ -195,8 +196,8 @@ class AgentParts:
                     f"Native tool calls (--tools native) are a server's, and '{self.backend.name}' runs without one. "
                     "Leave them out, or name a server with --server (in Python: Agent.from_server)."
                 )
-            protocol = native = native_form(protocol)
-            tools = tuple(native.tool_schema().splitlines()) if policy.offers_tools else ()
+            protocol = native_form(protocol)
+            tools = tuple(schema_of(protocol, store.originals).splitlines()) if policy.offers_tools else ()
         if self._prompt is not None:
             reworded = Reworded(protocol, self._prompt)
             if offered and not tools:

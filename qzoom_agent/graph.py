@@ -44,7 +44,7 @@ from qzoom_agent.first_turns import after_draft, draft, first_step, locate
 from qzoom_agent.geometry import Box
 from qzoom_agent.messages import Message, text, with_system
 from qzoom_agent.models.interface import PerceivingSession
-from qzoom_agent.models.perceiver import look_with
+from qzoom_agent.models.perceiver import cells_of, look_with
 from qzoom_agent.protocols.parsing import own_turn
 from qzoom_agent.review import Last
 from qzoom_agent.telemetry import span
@@ -324,7 +324,9 @@ def to_record(state: State) -> QuestionRecord:
     gold = state["gold"] or []
     several = any(len(one) > 4 for one in gold)
     earlier = [view for one in state.get("asked", []) for view in one["views"]]
-    before = sum(view["tokens"] for view in earlier if state.get("history", True) or view["kind"] == "coarse")
+    # A first answer that was kept was given from the coarse views alone.
+    whole = state.get("history", True) and len(state["messages"]) > state.get("opened", 0)
+    before = sum(view["tokens"] for view in earlier if whole or view["kind"] == "coarse")
     usage = Usage.tally(views, turns, perceive=state["perceive_seconds"], before=before)
     if state["error"] is not None:  # the request that failed is no turn
         usage.seconds.think += max(0.0, state["seconds"] - usage.seconds.total)
@@ -442,9 +444,9 @@ def _of_image(ctx: Context, pairs: Sequence[tuple[View, PerceptionRecord]], furt
     boxes, cells, foreground = [], [], []
     for view, one in pairs:
         margin = _margin(ctx, one)
-        inside = [view.to_original(Box(*box, view=view.id).clamp(view.size)) for box in one.boxes]
-        boxes += [box.padded(margin).clamp(size) for box in inside]
-        cells += one.cells
+        inside = [Box(*box, view=view.id).clamp(view.size) for box in one.boxes]
+        boxes += [view.to_original(box).padded(margin).clamp(size) for box in inside]
+        cells += cells_of(one, inside, view.size)
         foreground += [view.to_original(Box(*box, view=view.id)).clamp(size) for box in one.foreground]
     view, best = next((pair for pair in pairs if pair[1].boxes), pairs[0])
     extent = None if best.extent is None else view.to_original(Box(*best.extent, view=view.id))

@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, NotRequired, cast
 
 import ormsgpack
@@ -97,6 +98,7 @@ class SavedRuns:
         self._given = checkpointer
         self._graph: Graph | None = None
         self._saver: SqliteSaver | None = None
+        self._opening = Lock()
 
     def names(self) -> list[str]:
         """Return the names of all saved runs, sorted."""
@@ -245,8 +247,10 @@ class SavedRuns:
     def _open(self) -> SqliteSaver:
         from langgraph.checkpoint.sqlite import SqliteSaver
 
-        if self._saver is None:
-            with self.translating_errors(), translating("save runs in", self.path, "Choose another state_dir."):
+        with self._opening, self.translating_errors():
+            if self._saver is not None:
+                return self._saver
+            with translating("save runs in", self.path, "Choose another state_dir."):
                 self.path.mkdir(parents=True, exist_ok=True)
                 with open_lock(self.path / ".lock") as file:
                     lock(file, wait=True)  # of several processes that make one database, SQLite fails all but one
@@ -258,7 +262,7 @@ class SavedRuns:
                         steps.close()
                         raise
             self._saver = saver
-        return self._saver
+            return saver
 
 
 def _sort_after(last: CheckpointTuple | None) -> None:

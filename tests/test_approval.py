@@ -57,6 +57,12 @@ def agent(replies: Any, **options: Any) -> Agent:
     return Agent(ScriptedBackend(replies), **options)
 
 
+def test_a_look_calls_nothing_that_somebody_would_decide_on() -> None:
+    looks = [PerceptionRecord(score=0.1, threshold=0.5)]
+    backend = ScriptedBackend(["42"], protocol="qwen3vl", looks=lambda messages: looks)
+    assert Agent(backend, policy="hybrid", approve=True).look(IMAGE, "Which?").record.score == 0.1
+
+
 def decided(answer: Answer) -> list[tuple[Any, ...]]:
     calls = [call for turn in answer.trace.turns for call in turn.calls]
     return [(call.decision, call.code, call.served, call.approval and call.approval.action) for call in calls]

@@ -162,6 +162,17 @@ def test_first_answers_that_are_kept_are_part_of_the_conversation() -> None:
         assert asked(chat._state["messages"]) == ["user coarse one?", "assistant A", "user two?", "assistant B"]
 
 
+def test_the_text_of_a_first_answer_that_is_kept_is_what_was_asked_apart() -> None:
+    model = Telling(["hm", ZOOM, "A", "B"], -1.0)
+    with Agent(model, policy="explicit", perception={"gate": "answer"}).chat(IMAGE) as chat:
+        first = chat.ask("one?")
+        model.logprob = -0.01
+        second = chat.ask("two?")
+    (turn,) = second.record.turns
+    assert (first.text, second.text, first.usage.crop_tokens > 0) == ("A", "B", True)
+    assert second.usage.text_tokens == turn.prompt_tokens + turn.new_tokens - first.usage.coarse_tokens > 0
+
+
 def test_leaving_a_stream_early_is_as_if_the_question_had_not_been_asked() -> None:
     agent = plain(lambda messages: ZOOM if len(messages) % 4 == 1 else "done", policy="explicit")
     with agent.chat(IMAGE) as chat:

@@ -80,7 +80,7 @@ def test_a_cell_is_a_pixel_of_the_heat_map() -> None:
 
 def test_the_heat_map_lies_where_the_model_saw_it() -> None:
     page = Page(html(record(extent=(0, -50, 400, 350))))
-    assert ".stage .heat{left:0.000%;top:-16.667%;width:100.000%;height:133.333%}" in page.style
+    assert ".stage .heat{left:0.000%;top:-16.667%;width:100.000%;height:133.333%}" in page.inline["style"]
 
 
 def test_nothing_was_proposed() -> None:

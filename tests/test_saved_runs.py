@@ -5,9 +5,10 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 
 import ormsgpack
@@ -242,6 +243,24 @@ def test_a_run_at_work_is_refused_to_others(tmp_path: Path) -> None:
                 use()
         assert [event.kind for event in events][-1] == "answer"
         assert other.resume("one").text == "42"
+
+
+def test_threads_that_save_their_first_steps_at_once_share_one_connection(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    opened, connect = list[Any](), sqlite3.connect
+
+    def slow(*where: Any, **how: Any) -> Any:
+        sleep(0.05)
+        opened.append(connect(*where, **how))
+        return opened[-1]
+
+    monkeypatch.setattr(sqlite3, "connect", slow)
+    agent = Agent(ScriptedBackend(lambda messages: "42"), state_dir=tmp_path)
+    with agent, ThreadPoolExecutor(8) as threads:
+        answers = list(threads.map(lambda name: agent.run(IMAGE, "What?", thread=name), "abcdefgh"))
+        assert (len(opened), agent.threads()) == (1, list("abcdefgh"))
+    assert {answer.text for answer in answers} == {"42"}
 
 
 def test_many_runs_are_small_and_quick_to_list(tmp_path: Path) -> None:

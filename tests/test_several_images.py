@@ -10,6 +10,7 @@ from PIL import Image
 from qzoom_agent import Agent
 from qzoom_agent.answer import Answer
 from qzoom_agent.cli.main import main
+from qzoom_agent.episode_state import add_coarse
 from qzoom_agent.errors import ConfigError, ImageError
 from qzoom_agent.geometry import Box
 from qzoom_agent.messages import Message, image_part, message, plain_text, view_ids
@@ -82,6 +83,19 @@ def test_a_format_says_in_its_prompt_how_an_image_is_named() -> None:
         agent.run(WIDE, "which?")
         assert "img_idx" in spoken[0] or "image 2" in spoken[0], name
         assert name == "qwen3vl" or ("img_idx" not in spoken[1] and "image 2" not in spoken[1])
+
+
+@pytest.mark.parametrize("how", [{"tools": "native"}, {"prompt": {"system": "You can:\n{schema}"}}])
+@pytest.mark.parametrize("name", ["deepeyes", "adaptvision", "visionthink"])
+def test_a_schema_outside_the_formats_own_text_says_how_an_image_is_named(name: str, how: dict[str, Any]) -> None:
+    def schema(*images: Image.Image) -> str:
+        agent = scripted(["yes"], protocol=name, policy="explicit")
+        agent.backend.api = "chat"  # type: ignore[attr-defined]  # as a server has, which takes native calls
+        _, context = agent.replace(**how).begin(list(images), "which?")
+        said = context.protocol.opening("which?", add_coarse(context), tools=True)
+        return "".join([*context.tools, *map(plain_text, said)])
+
+    assert "img_idx" in schema(WIDE, TALL) and "img_idx" not in schema(WIDE)
 
 
 def test_views_have_names_in_every_format() -> None:

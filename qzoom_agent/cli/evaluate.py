@@ -274,6 +274,7 @@ def _default_folder(args: argparse.Namespace, config: AgentConfig, tasks: Sequen
     # folders that are there keep their names
     decides += ["no answers"] if args.no_answers else []
     decides += [json.dumps(sorted(args.columns))] if args.columns else []
+    decides += [args.server, args.extra_body] if args.server else []
     short = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
     name = "+".join(tasks) if len(tasks) <= 3 else f"{tasks[0]}+{len(tasks) - 1}-more"
     model = re.sub(r"[^\w.-]+", "-", config.model).strip("-.")

@@ -184,8 +184,9 @@ def _server_options(args: argparse.Namespace) -> dict[str, Any]:
             raise ConfigError(
                 f"--extra-body takes fields and their values, such as '{{top_k: 20}}'; got {args.extra_body}."
             )
-    if args.server and (getattr(args, "workers", None) or 1) > 8:  # fewer fit into what a client allows anyway
-        options["concurrency"] = args.workers
+    most = max(getattr(args, flag, None) or 1 for flag in ("workers", "batch"))
+    if args.server and most > 8:  # fewer fit into what a client allows anyway
+        options["concurrency"] = most
     return options
 
 

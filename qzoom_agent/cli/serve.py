@@ -54,7 +54,8 @@ def add_flags(flags: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run `qzoom serve` until it is interrupted or terminated; requests under way are answered first."""
-    config = ServeConfig(api_key=args.api_key or os.environ.get(KEY_VARIABLE) or None, **given(args, LIMITS))
+    key = os.environ.get(KEY_VARIABLE) or None if args.api_key is None else args.api_key
+    config = ServeConfig(api_key=key, **given(args, LIMITS))
     if config.api_key:
         hide_secret(config.api_key)
     read_config(args)

@@ -6,7 +6,7 @@ from typing import Annotated, Final, Literal, get_args
 
 from pydantic import Field, StringConstraints, model_validator
 
-from qzoom_agent.config import AgentConfig, Config, PolicyName
+from qzoom_agent.config import Config, PolicyName
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.images import MAX_PIXELS
 
@@ -18,7 +18,11 @@ CEILINGS: Final[dict[str, float]] = {
     "budget.max_visual_tokens": 16_384,
     "budget.max_seconds": 600,
     "budget.coarse_tokens": 4_096,
+    "budget.coarse_min_tokens": 4_096,
     "budget.crop_max_tokens": 4_096,
+    "budget.crop_min_tokens": 4_096,
+    "perception.roi_max_tokens": 4_096,
+    "perception.roi_min_tokens": 4_096,
     "generation.max_new_tokens": 4_096,
 }
 """Most that may be asked for, by key of the configuration."""
@@ -27,8 +31,8 @@ LOCAL: Final = {"127.0.0.1", "::1", "localhost"}
 MAX_IMAGES: Final = 8
 """Most images of a question, or of a conversation."""
 assert set(get_args(ServedPolicy)) < set(get_args(PolicyName))
-_NEVER: Final = {"model", "protocol", "prompt", "perceiver", "tool", "tools", "max_pixels", "review", "policy"}
-"""Keys that name weights, files or code, or limits of the server, and the policy, of which some are not served."""
+_SETTABLE: Final = ("budget", "crop", "generation", "perception", "seed", "system")
+"""Keys and sections that name no weights, files or code, and no limits of the server."""
 
 
 class ServeConfig(Config):
@@ -62,17 +66,16 @@ class ServeConfig(Config):
     @model_validator(mode="after")
     def _known_keys(self) -> ServeConfig:
         for key in self.allow:
-            section = key.partition(".")[0]
             limited = next((one for one in CEILINGS if one.startswith(f"{key}.")), None)
             if limited is not None:
                 raise ConfigError(
                     f"Requests cannot be allowed to set all of '{key}': some of its keys have a most. Name the keys, "
                     f"such as {limited}."
                 )
-            if section not in AgentConfig.model_fields or section in _NEVER:
+            if key.partition(".")[0] not in _SETTABLE:
                 raise ConfigError(
-                    f"Requests cannot be allowed to set '{key}': it is no key of the configuration, or one that names "
-                    "weights, files, code or the policy. Give one such as perception.max_regions."
+                    f"Requests cannot be allowed to set '{key}'. Give a key of {', '.join(_SETTABLE)}, such as "
+                    "perception.max_regions."
                 )
         return self
 

@@ -10,6 +10,7 @@ when a model is loaded.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -125,25 +126,29 @@ def look_with(
         raise BackendError(f"The perceiver '{name}' gave an extent without an area: {seen.extent}.")
     margin = seen.margin if options.margin is None else options.margin
     boxes = [box.ordered().clamp(size).padded(margin).clamp(size) for box in given]
-    known = len(seen.cells) == len(seen.boxes)
     return seen.model_copy(
         update={
             "perceiver": name,
             "aligned": False,  # the model that answers takes a crop as an image of its own
             "further": False,  # a perceiver is shown the image alone, no crops
             "boxes": [box.corners for box in boxes],
-            "cells": seen.cells[: len(boxes)] if known else [_in_cells(box, seen, size) for box in boxes],
+            "cells": cells_of(seen, boxes, size),
             "route": "zoom" if boxes else "direct",
         }
     )
 
 
-def _in_cells(box: Box, seen: PerceptionRecord, size: tuple[int, int]) -> Quad:
-    """Return a box of an image in cells of the map of a look; without a map, of a single cell."""
+def cells_of(seen: PerceptionRecord, boxes: Sequence[Box], size: tuple[int, int]) -> list[Quad]:
+    """Return the first boxes of a look at an image of this size in cells of its map; without a map, of a single cell.
+
+    `boxes` are computed where the look gives no cells of its own.
+    """
+    if len(seen.cells) == len(seen.boxes):
+        return seen.cells[: len(boxes)]
     extent, heat = Box(*(seen.extent or (0, 0, *size))), seen.heat
     across, down = (len(heat[0]) if heat else 1) / extent.width, (len(heat) or 1) / extent.height
     x, y = extent.x1, extent.y1
-    return (box.x1 - x) * across, (box.y1 - y) * down, (box.x2 - x) * across, (box.y2 - y) * down
+    return [((box.x1 - x) * across, (box.y1 - y) * down, (box.x2 - x) * across, (box.y2 - y) * down) for box in boxes]
 
 
 def load_perceiver(name: str, **how: Any) -> Perceiver:

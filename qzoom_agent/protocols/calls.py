@@ -239,7 +239,7 @@ def user_image(arguments: Arguments, views: Sequence[View], frame: Frame, notes:
 
 def several(views: Sequence[View]) -> bool:
     """Return whether the question is about several images."""
-    return any(view.kind == "coarse" and view.image for view in views)
+    return any(view.image for view in views)
 
 
 def first_image(arguments: Arguments, views: Sequence[View], frame: Frame, notes: list[str]) -> CallRegion:

@@ -7,7 +7,7 @@ be swapped or outside, which the tool corrects; stop strings may be present or c
 """
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, Self, runtime_checkable
 
 from pydantic import BaseModel, Field
@@ -124,6 +124,17 @@ class NativeProtocol(ZoomProtocol, Protocol):
         Raises:
             ConfigError: It has no schema.
         """
+
+
+def schema_of(protocol: ZoomProtocol, views: Sequence[View]) -> str:
+    """Return the function schemas of a protocol's tools, one a line, for a conversation about these views; else "".
+
+    A protocol may have `schema_for(views)`, which says how a call names one of several images.
+    """
+    made: Callable[..., str] | None = getattr(protocol, "schema_for", None)
+    if made is not None:
+        return made(views)
+    return protocol.tool_schema() if isinstance(protocol, NativeProtocol) else ""
 
 
 def view_names(protocol: ZoomProtocol, views: Sequence[View]) -> list[str]:

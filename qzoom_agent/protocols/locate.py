@@ -11,7 +11,7 @@ from typing import Final
 from qzoom_agent.errors import BoxError
 from qzoom_agent.geometry import Frame
 from qzoom_agent.messages import Message, image_part, message
-from qzoom_agent.protocols.boxes import box_argument, numbers_in, read_box
+from qzoom_agent.protocols.boxes import box_argument, box_key, numbers_in, read_box
 from qzoom_agent.protocols.calls import Payload, image_index, json_payloads, read_label, several
 from qzoom_agent.protocols.interface import Parsed, ToolCall, ZoomProtocol
 from qzoom_agent.protocols.parsing import first_view, own_turn, split_thought
@@ -27,7 +27,7 @@ _ASK: Final = (
     'JSON only: {{"bbox_2d": [x1, y1, x2, y2]}}, where x1, y1 is the top-left and x2, y2 the bottom-right corner of '
     'that part in {frame}.{several} If nothing has to be enlarged, reply {{"bbox_2d": null}}.'
 )
-_NOTHING: Final[tuple[object, ...]] = (None, "", "null", "none", "None", [])
+_NOTHING: Final[tuple[object, ...]] = (None, "", "null", "none", "None", [], [None] * 4)
 """Ways to write that there is no box."""
 _IMAGES: Final = ' Add "img_idx", the number of the image that the box is in, counted from 0.'
 _SEVERAL: Final = " If several parts are needed, give a list of up to {limit} of them, the most important first."
@@ -64,7 +64,8 @@ def read_boxes(protocol: ZoomProtocol, text: str, views: Sequence[View], *, limi
     thought, rest = split_thought(own_turn(text, repairs))
     rest = rest or thought
     for name, arguments in _named(json_payloads(rest, [])):
-        if all(value in _NOTHING for value in arguments.values()):
+        key = box_key(arguments)
+        if all(value in _NOTHING for value in ([arguments[key]] if key else arguments.values())):
             continue
         try:
             view = views[image_index(arguments, views, repairs)]

@@ -131,7 +131,7 @@ class Tagged(BaseModel, frozen=True, extra="forbid"):
 
     def opening(self, question: str, views: Sequence[View], *, tools: bool) -> list[Message]:
         say = self.wording
-        system = say.system.replace("{schema}", self._schema(views)) if tools else say.plain_system
+        system = say.system.replace("{schema}", self.schema_for(views)) if tools else say.plain_system
         if tools and self.own:
             system += say.own_tools.replace("{schema}", "\n".join(self.own.values()))
         before = say.before if tools else say.plain_before
@@ -175,9 +175,9 @@ class Tagged(BaseModel, frozen=True, extra="forbid"):
 
     def tool_schema(self) -> str:
         """Return the schema of each tool as all Qwen templates print it, one a line."""
-        return self._schema(())
+        return self.schema_for(())
 
-    def _schema(self, views: Sequence[View]) -> str:
+    def schema_for(self, views: Sequence[View]) -> str:
         """Return the schemas for a conversation that begins with `views`: of several images, a call says which."""
         function = self.function
         if function and self.region in ("first_image", "whole_image") and several(views):

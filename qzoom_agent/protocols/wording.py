@@ -29,8 +29,7 @@ from qzoom_agent.errors import ConfigError
 from qzoom_agent.files import expanded, read_text, read_yaml
 from qzoom_agent.messages import Message, Part, Role, image_part, message
 from qzoom_agent.protocols import get_protocol
-from qzoom_agent.protocols.interface import ZoomProtocol
-from qzoom_agent.protocols.locate import ask_for_boxes
+from qzoom_agent.protocols.interface import ZoomProtocol, schema_of
 from qzoom_agent.views import View
 
 FILE: Final = "qzoom_prompt.yaml"
@@ -168,29 +167,23 @@ class Reworded:
     prompt: PromptFile
 
     def __post_init__(self) -> None:
-        if "{schema}" in (self.prompt.system or "") and not self.tool_schema():
+        if "{schema}" in (self.prompt.system or "") and not schema_of(self.protocol, ()):
             raise ConfigError(f"prompt.system has {{schema}}, and the protocol '{self.name}' has no schema of a tool.")
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.protocol, name)
-
-    def tool_schema(self) -> str:
-        return self.protocol.tool_schema() if hasattr(self.protocol, "tool_schema") else ""
 
     def opening(self, question: str, views: Sequence[View], *, tools: bool) -> list[Message]:
         said = self.protocol.opening(question, views, tools=tools)
         system = self.prompt.system if tools else self.prompt.system_without_tools
         user = self.prompt.user if tools else self.prompt.user_without_tools
         if system is not None:
-            filled = _message("system", system, {"schema": [self.tool_schema()]})
+            filled = _message("system", system, {"schema": [schema_of(self.protocol, views)]})
             said = [*([filled] if system else []), *(one for one in said if one["role"] != "system")]
         if user is not None:
             values: _Values = {"images": [image_part(view.id) for view in views], "question": [question]}
             said = [*said[:-1], _message("user", user, values, first="images")]
         return said
-
-    def locate(self, question: str, views: Sequence[View], *, limit: int) -> list[Message]:
-        return ask_for_boxes(self.protocol, question, views, limit=limit)
 
     def result(self, view: View, index: int, notes: Sequence[str]) -> list[Message]:
         said = self.protocol.result(view, index, notes)

@@ -287,3 +287,16 @@ def test_the_tasks_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
 def test_numbers_below_zero_are_refused(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*command) == 2
     assert "a whole number from 0 on" in capsys.readouterr().err
+
+
+def test_a_run_at_another_server_or_with_other_requests_has_a_folder_of_its_own(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def folder(*more: str) -> str:
+        asked = ("needle-scene", "--n", "1", "--model", "qwen3-vl-4b")
+        assert main(["eval", *asked, *more, "--dry-run"]) == 0
+        return str(re.findall(r"run folder: (.*)", capsys.readouterr().out)[0])
+
+    one, two = ("--server", "http://one:8000/v1"), ("--server", "http://two:8000/v1")
+    asked = [(), one, two, (*one, "--extra-body", "{top_k: 1}")]
+    assert len({folder(*more) for more in asked}) == len(asked) and folder(*one) == folder(*one)

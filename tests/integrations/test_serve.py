@@ -24,7 +24,8 @@ import pytest
 from PIL import Image
 
 from qzoom_agent.agent import Agent
-from qzoom_agent.cli.main import main
+from qzoom_agent.cli.main import main, read
+from qzoom_agent.cli.options import load_agent
 from qzoom_agent.data.samples import TaskSource
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.run_log import RunFolder
@@ -290,6 +291,17 @@ def test_the_images_of_own_tools_are_counted() -> None:
     assert sum(map(float, counted)) == told["visual_tokens"]
 
 
+def test_an_empty_key_is_no_key_that_keeps_strangers_out(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--api-key", ""]) == 2
+    assert "serve.api_key" in capsys.readouterr().err
+
+
+def test_a_server_is_asked_for_as_many_turns_as_questions_are_answered_at_a_time() -> None:
+    server = ["--server", "http://localhost:1/v1", "--model", "my-model", "--protocol", "plain"]
+    _, flags = read(["serve", "--batch", "32", *server])
+    assert getattr(load_agent(flags).backend, "workers", 1) == 32
+
+
 def test_a_key_from_a_file_ends_where_its_line_does() -> None:
     assert ServeConfig(api_key=f"{KEY}\n").api_key == KEY
     with pytest.raises(ConfigError, match=r"serve\.api_key"):
@@ -348,6 +360,17 @@ def test_a_full_queue_says_so_and_a_client_that_leaves_makes_room(stream: bool) 
         assert 'outcome="left"} 2.0' in client.get("/metrics").text
 
 
+def test_a_client_that_leaves_while_it_sends_is_no_wrong_request(caplog: pytest.LogCaptureFixture) -> None:
+    with running(Agent(ScriptedBackend(["42"]), policy="direct")) as client:
+        with socket.create_connection((client.base_url.host, client.base_url.port or 0)) as leaving:
+            head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {10**6}\r\n\r\n{{"
+            leaving.sendall(head.encode())
+            time.sleep(0.2)
+        until(lambda: 'outcome="left"} 1.0' in client.get("/metrics").text)
+        assert "invalid_request" not in client.get("/metrics").text
+    assert not caplog.records
+
+
 def test_an_answer_that_takes_too_long_is_given_up() -> None:
     gate = Gate()
     with running(Agent(ScriptedBackend(gate, protocol="plain"), policy="direct"), ServeConfig(timeout=0.6)) as client:
@@ -391,13 +414,13 @@ def test_what_was_said_before_stands_in_front_of_the_question() -> None:
 
 
 def test_settings_that_name_files_are_never_a_requests() -> None:
-    for key in ("prompt", "tool", "review.rule", "nothing"):
+    for key in ("prompt", "tool", "own_tools", "approve", "review.rule", "nothing"):
         with pytest.raises(ConfigError, match="cannot be allowed"):
             ServeConfig(allow=(key,))
 
 
 def test_an_allowed_key_keeps_the_servers_limits() -> None:
-    keys = ("budget.max_views", "generation.max_new_tokens", "perception.max_regions")
+    keys = ("budget.max_views", "generation.max_new_tokens", "perception.max_regions", "budget.coarse_min_tokens")
     server = ServeConfig(allow=keys)
 
     def changes(**settings: Any) -> dict[str, Any]:
@@ -409,6 +432,8 @@ def test_an_allowed_key_keeps_the_servers_limits() -> None:
     for over in (1000, "1000", 1e300):
         with pytest.raises(RequestError, match=r"budget\.max_views may be at most 12 on this server"):
             changes(max_views=over)
+    with pytest.raises(RequestError, match=r"budget\.coarse_min_tokens may be at most 4096 on this server"):
+        changes(coarse_min_tokens=20_000)
     for key in ("policy", "budget", "generation"):
         with pytest.raises(ConfigError, match="cannot be allowed"):
             ServeConfig(allow=(key,))

@@ -72,6 +72,14 @@ def test_proposed_crops_stand_beside_the_coarse_view() -> None:
     assert (usage.inserted, usage.requested) == (2, 0)
 
 
+def test_boxes_without_cells_are_shown_and_placed_on_the_map() -> None:
+    given = sight((2, 1, 5, 3))
+    answer = scripted(given.model_copy(update={"cells": []})).run(IMAGE, "what?")
+    record = answer.trace.perception
+    assert (answer.status, answer.boxes) == ("answered", [(200, 100, 500, 300)])
+    assert record is not None and record.cells[0] == pytest.approx((2, 1, 5, 3))
+
+
 def test_nothing_proposed_is_the_direct_path() -> None:
     seen: list[list[Message]] = []
     answer = scripted(sight(), seen).run(IMAGE, "what?")

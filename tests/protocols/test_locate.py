@@ -75,6 +75,19 @@ def test_boxes_are_read_as_models_write_them(text: str, found: list[tuple[float,
     assert read_boxes(PLAIN, text, [COARSE], limit=4).answer is None
 
 
+@each_case(
+    "text",
+    [
+        '{"bbox_2d": null, "label": "all is legible"}',
+        '[{"bbox_2d": [], "img_idx": 0}]',
+        '{"bbox_2d": [null, null, null, null]}',
+    ],
+)
+def test_a_reply_that_nothing_has_to_be_enlarged_is_no_problem(text: str) -> None:
+    found = read_boxes(PLAIN, text, [COARSE], limit=4)
+    assert (found.calls, found.problems) == ([], [])
+
+
 def test_a_label_is_kept_and_no_more_boxes_than_asked_for() -> None:
     text = '[{"bbox_2d": [10, 20, 300, 400], "label": "total"}, {"bbox_2d": [1, 2, 3, 4]}]'
     (call,) = read_boxes(PLAIN, text, [COARSE], limit=1).calls

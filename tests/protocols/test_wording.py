@@ -189,3 +189,14 @@ def test_an_own_tool_is_called_under_a_prompt_file() -> None:
     agent = Agent(backend, policy="explicit", tools=["enhance"], prompt={"system": "{schema}"})
     answer = agent.run(Image.new("RGB", (60, 60)), "what?")
     assert answer.text == "42" and answer.record.turns[0].calls[0].decision == "served"
+
+
+@pytest.mark.parametrize("name", ["plain", "qwen3vl", "nano"])
+def test_a_box_that_the_model_names_first_is_read_under_a_prompt_file(name: str, picture: Path) -> None:
+    named = CALL if name == "nano" else '{"bbox_2d": [0, 0, 500, 500]}'
+    found = [
+        Agent(ScriptedBackend([named, "42"], protocol=name), policy="locate", prompt=prompt).run(picture, "Why?")
+        for prompt in (None, {"user": "{images}Question: {question}"})
+    ]
+    assert found[0].boxes == found[1].boxes and len(found[0].boxes) == 1
+    assert [answer.text for answer in found] == ["42", "42"]

@@ -207,7 +207,7 @@ class _Server:
     def error_reply(self, request: HTTPConnection, error: Exception) -> Response:
         """Return the reply about an error, and count it."""
         told = of_request(error)
-        if told.status_code == 500 and not isinstance(error, QzoomError | Left):
+        if told.status_code == 500 and told.code != "left" and not isinstance(error, QzoomError):
             logger.error("A request failed: %s", request.url.path, exc_info=error)
         self.metrics.refused(told.code)
         headers = dict(getattr(error, "headers", None) or {}) | _HEADERS.get(told.status_code, {})

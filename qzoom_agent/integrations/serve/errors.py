@@ -9,6 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.authentication import AuthenticationError
 from starlette.exceptions import HTTPException as AnyHTTPException
+from starlette.requests import ClientDisconnect
 
 from qzoom_agent.errors import BackendError, MissingDependency, QzoomError, redact
 from qzoom_agent.models.interface import TOO_LONG
@@ -95,6 +96,8 @@ def of_request(error: BaseException) -> RequestError:
     """Return any error as the one that a client is told."""
     if isinstance(error, RequestError):
         return error
+    if isinstance(error, Left) or isinstance(error.__cause__, ClientDisconnect):  # also while it sent its body
+        return RequestError("The client left.", status=500, code="left")
     if isinstance(error, AuthenticationError):
         message = "The key is missing or wrong. Send it as 'Authorization: Bearer KEY' (api_key of the client)."
         return RequestError(message, status=401, code="invalid_api_key")
@@ -109,6 +112,4 @@ def of_request(error: BaseException) -> RequestError:
         return RequestError(str(error), status=500)
     if isinstance(error, QzoomError):  # of the image or of a setting
         return RequestError(str(error))
-    if isinstance(error, Left):
-        return RequestError("The client left.", status=500, code="left")
     return RequestError("The server failed. Its log says more.", status=500)

@@ -218,9 +218,11 @@ def attended_answers(
 def is_right(said: str | None, record: Record, judge: Judge = _BY_RULE) -> bool:
     """Return whether a reply (None: there is none) is right, by the scorers of evaluation.
 
-    On generated boards it has to be the answer and nothing else. On other data it may hold an accepted answer as whole
-    words early on ("The date is January 5."); the judge is asked about what these rules refuse (BackendError if it does
-    not answer).
+    On generated boards it has to be the answer and nothing else. Of a multiple choice it has to choose the right option.
+    On other data it may hold an accepted answer as whole words early on ("The date is January 5."); the judge is asked
+    about what these rules refuse (BackendError if it does not answer).
     """
-    scorers = (exact,) if record["exact"] else (ocrbench.clean, judged(judge))
+    # as a word of a reply, the letter of an option may be another word: "A" in "B. A red car"
+    found_early = () if record.get("options") else (ocrbench.clean,)
+    scorers = (exact,) if record["exact"] else (*found_early, judged(judge))
     return any(score(said, sample_of(record)).value for score in scorers)

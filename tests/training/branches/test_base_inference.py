@@ -46,6 +46,25 @@ def test_any_reference_is_right_and_may_stand_in_a_sentence(tmp_path: Path, said
     assert is_right(said, record(tmp_path, "January 5", "5 January", "5/1")) is right
 
 
+@pytest.mark.parametrize(
+    ("said", "right"),
+    [
+        ("A", True),
+        ("(A)", True),
+        ("A. A cat", True),
+        ("It is a cat.", True),
+        ("B. A red car", False),
+        ("The answer is B, a red car", False),
+        ("B", False),
+    ],
+)
+def test_of_a_multiple_choice_the_chosen_option_counts(tmp_path: Path, said: str, right: bool) -> None:
+    """The letter of the right option is a word of many wrong replies."""
+    row = {"image": picture(0), "question": "What is it?", "answer": "A", "options": ["a cat", "a red car"]}
+    Dataset.from_list([row]).save_to_disk(str(tmp_path / "table"))
+    assert is_right(said, load_records([DatasetSpec(path=str(tmp_path / "table"))])[0]) is right
+
+
 def test_on_boards_the_reply_is_the_answer_and_nothing_else() -> None:
     board = load_records([DatasetSpec(path="needle", limit=1)])[0]
     gold = board["answer"]

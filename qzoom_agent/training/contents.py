@@ -13,9 +13,14 @@ from qzoom_agent.files import expanded
 from qzoom_agent.training.branches.dataset import DatasetSpec
 
 
-def contents(model: str, sources: Iterable[DatasetSpec]) -> dict[str, JsonValue]:
-    """Return a digest of a model's weights and of each source of questions, by path; None for what is on the hub."""
+def contents(model: str, sources: Iterable[DatasetSpec], *, branches: str | None = None) -> dict[str, JsonValue]:
+    """Return a digest of a model's weights, of these branches for it and of each source of questions, by path.
+
+    It is None for what is on the hub. Branches that come with the model are not looked at.
+    """
     found: dict[str, JsonValue] = {model: fingerprint(model, base_only=True)}
+    if branches is not None:
+        found[branches] = fingerprint(str(Path(branches).absolute()))
     return found | {one.path: digest(expanded(one.path)) for one in sources if not one.is_needle}
 
 

@@ -33,6 +33,8 @@ class ModelRecipe(Section, ABC):
 
     model: str = "nano"
     """Preset, hub id or folder of the base."""
+    branches: str | None = None
+    """Folder or hub id of branches to use and ship with it; None: the model's own, if any."""
     protocol: str | None = None
     """Format of the zoom calls; None: the base's own."""
     judge: str | None = None
@@ -95,7 +97,7 @@ def keep_recipe(recipe: ModelRecipe, output: Path) -> None:
 
 def _settings(recipe: ModelRecipe) -> dict[str, JsonValue]:
     """Return what decides a model: keys of its recipe, and what its paths hold."""
-    return {**recipe.decisive(), "contents": contents(recipe.model, recipe.sources)}
+    return {**recipe.decisive(), "contents": contents(recipe.model, recipe.sources, branches=recipe.branches)}
 
 
 def layers_from(backend: HFBackend, first: int) -> range:

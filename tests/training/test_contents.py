@@ -13,6 +13,7 @@ from qzoom_agent.errors import ConfigError
 from qzoom_agent.training.branches.dataset import DatasetSpec
 from qzoom_agent.training.contents import contents, digest
 from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe
+from qzoom_agent.training.sft.sft_recipe import ColdStartRecipe
 from qzoom_agent.training.trained_model import is_finished, keep_recipe
 
 
@@ -81,6 +82,23 @@ def test_a_run_on_other_rows_or_weights_is_refused(tmp_path: Path) -> None:
         with pytest.warns(UserWarning, match="kept no digest of data and weights"):
             keep_recipe(recipe, tmp_path / "out")
     assert "contents" not in json.loads(stored.read_text())
+
+
+def test_a_run_with_other_branches_in_the_same_folder_is_refused(tmp_path: Path) -> None:
+    """A cold start calls where they look, and both kinds of runs ship them."""
+    (branches := tmp_path / "branches").mkdir()
+    (branches / "branches.safetensors").write_bytes(b"one")
+    data: list[dict[str, object]] = [{"path": "needle"}]
+    given = {"branches": str(branches), "data": data}
+    for recipe in (ColdStartRecipe(**given), GRPORecipe(max_steps=1, **given)):  # type: ignore[arg-type]
+        out = tmp_path / recipe.stored
+        (out / "final").mkdir(parents=True)
+        (branches / "branches.safetensors").write_bytes(b"one")
+        keep_recipe(recipe, out)
+        assert is_finished(recipe, out)
+        (branches / "branches.safetensors").write_bytes(b"two")
+        with pytest.raises(ConfigError, match=r"final was begun with other data or weights \(contents\..*branches"):
+            is_finished(recipe, out)
 
 
 def test_a_folder_with_one_table_is_read_as_that_table(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ class Attended(NamedTuple):
     """For each row the first visual token, and the rows and columns of the map."""
 
 
-def load_frozen(model: str, *, dtype: str, protocol: str | None, branches: Path | None) -> HFBackend:
+def load_frozen(model: str, *, dtype: str, protocol: str | None, branches: Path | str | None) -> HFBackend:
     """Load a base, frozen, with these branches (None: its own), onto the device of this process."""
     processes = together()
     device = str(processes.device) if processes.num_processes > 1 else "auto"
@@ -218,9 +218,9 @@ def attended_answers(
 def is_right(said: str | None, record: Record, judge: Judge = _BY_RULE) -> bool:
     """Return whether a reply (None: there is none) is right, by the scorers of evaluation.
 
-    On generated boards it has to be the answer and nothing else. Of a multiple choice it has to choose the right option.
-    On other data it may hold an accepted answer as whole words early on ("The date is January 5."); the judge is asked
-    about what these rules refuse (BackendError if it does not answer).
+    On generated boards it has to be the answer and nothing else. A multiple choice is right if the right option is
+    chosen. On other data a reply may hold an accepted answer as whole words early on ("The date is January 5."); the
+    judge is asked about what these rules refuse (BackendError if it does not answer).
     """
     # as a word of a reply, the letter of an option may be another word: "A" in "B. A red car"
     found_early = () if record.get("options") else (ocrbench.clean,)

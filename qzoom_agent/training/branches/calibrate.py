@@ -42,6 +42,7 @@ from qzoom_agent.training.branches.proposals import (
 )
 from qzoom_agent.training.branches.run_dir import RULE_KEYS, RunDirectory, copy_branches, digest, keys_read_by
 from qzoom_agent.training.branches.sharded_table import say
+from qzoom_agent.training.contents import contents
 from qzoom_agent.training.recipe_io import begin, read_recipe, writing
 
 _THRESHOLDS: Final = (0.5, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03)
@@ -338,7 +339,11 @@ def recalibrate(recipe: Path, output: Path, *, model: str | None = None, branche
         run.recipe = wanted.model_copy(
             update={key: getattr(config, key) for key in RULE_KEYS if key not in wanted.model_fields_set}
         )
-        settings: dict[str, JsonValue] = {"recipe": keys_read_by(run.recipe, "calibrate"), "branches": digest(stored)}
+        settings: dict[str, JsonValue] = {
+            "recipe": keys_read_by(run.recipe, "calibrate"),
+            "branches": digest(stored),
+            "contents": contents(wanted.model, wanted.held_out),
+        }
         begin(output / "settings.json", settings, made=output / "answers", processes=run.processes)
         config = with_thresholds(backend, run.recipe, output)
         if "max_regions" in wanted.model_fields_set:

@@ -221,8 +221,6 @@ class GRPORecipe(ModelRecipe):
         "log_steps": "logging_steps",
         "workers": "dataloader_num_workers",
     }
-    branches: str | None = None
-    """Folder or hub id of branches to use and ship with it; None: the model's own, if any."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Number format of the weights. Those that are trained are kept in float32 while they are, and written in this."""
     attn_implementation: Literal["sdpa", "eager"] = "sdpa"

@@ -55,7 +55,7 @@ def demonstrations(backend: HFBackend, recipe: ColdStartRecipe, folder: Path) ->
     stored: dict[str, JsonValue] = {
         "count": len(records),
         **recipe.model_dump(mode="json", exclude=_TRAINING_KEYS),
-        "contents": contents(recipe.model, recipe.data),
+        "contents": contents(recipe.model, recipe.data, branches=recipe.branches),
     }
     begin(folder / "conversations.json", stored, made=kept, processes=processes, kind=ColdStartRecipe)
     if not kept.exists():
@@ -158,7 +158,7 @@ def describe(recipe: ColdStartRecipe) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = recipe_parser(__doc__, output="runs/coldstart", prog="qzoom train coldstart")
     parser.add_argument("--model", help="base to use instead of the recipe's: a preset, a hub id or a folder")
-    parser.add_argument("--branches", type=Path, help="branches to use instead of the recipe's")
+    parser.add_argument("--branches", help="branches to use instead of the recipe's: folder or hub id")
     options = parser.parse_args(argv)
     changes = {key: getattr(options, key) for key in ("model", "branches") if getattr(options, key) is not None}
     recipe, output = load_coldstart_recipe(options.config, overrides=options.overrides, **changes), options.output

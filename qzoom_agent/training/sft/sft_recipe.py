@@ -39,8 +39,6 @@ class ColdStartRecipe(ModelRecipe):
     """Demonstrations in the format of `protocol`, and fine-tuning on them."""
 
     stored = "train.json"
-    branches: Path | None = None
-    """Folder of branches, for `boxes: sdrpn`; None: those that come with the base."""
     dtype: str = "auto"
     seed: int = Field(default=0, ge=0)
     data: list[DatasetSpec] = Field(min_length=1)

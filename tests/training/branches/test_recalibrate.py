@@ -9,8 +9,13 @@ import pytest
 from yaml import safe_dump
 
 from qzoom_agent.cli.main import main as qzoom
+from qzoom_agent.errors import ConfigError
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.presets import NANO_FOLDER
+from qzoom_agent.perception.branches import BranchConfig
+from qzoom_agent.training.branches import calibrate
+from qzoom_agent.training.branches.branch_recipe import BranchRecipe
+from tests.training.branches.conftest import picture
 
 SHIPPED = NANO_FOLDER / "branches"
 BOXES = {"held_out": [{"path": "needle", "limit": 8, "a_board": 4, "seed": 1}]}
@@ -96,3 +101,25 @@ def test_questions_that_cannot_tell_say_what_to_change(
     assert qzoom(command(tmp_path, recipe)) == 2
     told = capsys.readouterr().err
     assert "64 visual tokens" in told and "higher_tokens" in told and "with_crop" in told
+
+
+def test_answers_to_other_questions_are_not_taken_for_those_of_a_mended_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The answers are kept where calibration fails, and the file of the questions has the same path once mended."""
+    picture(0).save(tmp_path / "a.png")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"image": "a.png", "question": "what?", "answer": "wrong"}) + "\n")
+
+    def answered(backend: HFBackend, recipe: BranchRecipe, folder: Path) -> BranchConfig:
+        (folder / "answers").mkdir(exist_ok=True)
+        raise ConfigError("Of 1 held-out questions none needs a zoom.")
+
+    monkeypatch.setattr(calibrate, "with_thresholds", answered)
+    recipe = {"held_out": [{"path": str(rows)}]}
+    for _ in range(2):
+        assert qzoom(command(tmp_path, recipe)) == 2
+        assert "none needs a zoom" in capsys.readouterr().err
+    rows.write_text(rows.read_text().replace("wrong", "right"))
+    assert qzoom(command(tmp_path, recipe)) == 2
+    assert "answers was begun with other data or weights" in capsys.readouterr().err

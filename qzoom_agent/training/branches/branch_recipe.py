@@ -373,6 +373,13 @@ class BranchRecipe(Section):
         order = [stage for stage in get_args(StageName) if stage in self.stages]
         if self.stages != order:
             raise ValueError(f"each of the stages builds on those before it: {', '.join(order)}")
+        if {"sdrpn", "further"} <= set(self.stages):
+            if "calibrate" not in self.stages:
+                raise ValueError("further starts from calibrated branches: put calibrate into the stages, before it")
+            if "gate" not in self.stages and self.further.follow == "calls":
+                raise ValueError("calls are followed until a gate ends it: put gate into the stages, before calibrate")
+            if "gate" not in self.stages and self.labelling.keep != "all":
+                raise ValueError("without a gate, further writes no answers: put gate in, or set labelling.keep: all")
         if self.sdrpn.absent and len({one.topic for one in self.data} - {None}) < 2:
             raise ValueError(
                 "sdrpn.absent needs two or more sources in data with a topic each; give them, or leave it out"

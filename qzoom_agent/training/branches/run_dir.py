@@ -161,10 +161,10 @@ class RunDirectory:
     def before(self, stage: StageName) -> Path:
         """Return the branches that a stage starts from; ConfigError if there are none.
 
-        For `regions` and `further` they may be those of the base.
+        For `regions` and `further` they may be those of the base, if no stage here has trained others.
         """
         given = resolve_model(self.recipe.model).source if stage in ("regions", "further") else None
-        made = any(self.final(earlier).exists() for earlier in _BEFORE[stage])
+        made = any(self.final(earlier).exists() for earlier in _BEFORE["calibrate"] + _BEFORE["further"])
         if given and not made and (own := own_branches(given)) is not None:
             return own
         return self.latest(*_BEFORE[stage])

@@ -272,6 +272,19 @@ def test_the_stage_makes_the_branches_of_nano_look_again(tmp_path: Path, capsys:
     assert agent.backend.branches.further is not None  # type: ignore[attr-defined]
 
 
+def test_stages_that_end_before_further_looks_are_refused_before_anything_is_trained() -> None:
+    data, close = [{"path": "needle"}], {"follow": "attention", "inside_crops": "only", "box": [0.5, 0.5]}
+    first = ["select-heads", "label", "sdrpn"]
+    for stages_named, stage, told in (
+        ([*first, "gate", "further"], {}, "calibrate into the stages"),
+        ([*first, "calibrate", "further"], {}, "put gate into the stages"),
+        ([*first, "calibrate", "further"], close, "labelling.keep: all"),
+    ):
+        with pytest.raises(ValidationError, match=told):
+            BranchRecipe.model_validate({"data": data, "stages": stages_named, "further": stage})
+    BranchRecipe.model_validate({"data": data, "stages": ["further"]})  # with the branches of a base
+
+
 def test_what_is_followed_and_what_is_searched_belong_together() -> None:
     with pytest.raises(ValidationError, match="parts of crops"):
         FurtherStage(follow="attention")

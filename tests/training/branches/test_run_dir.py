@@ -162,6 +162,15 @@ def test_thresholds_belong_to_the_base_and_branches_they_were_chosen_for(
         assert again(out, stage_name) == 0
 
 
+def test_branches_of_the_base_do_not_stand_in_for_those_that_were_trained(tmp_path: Path) -> None:
+    """Nano comes with branches, which `further` starts from only where no others were made."""
+    run = RunDirectory(BranchRecipe.model_validate({**RECIPE, "stages": ["further"]}), tmp_path)
+    assert run.before("further") == NANO_FOLDER / "branches"
+    copytree(NANO_FOLDER / "branches", run.final("gate"))
+    with pytest.raises(ConfigError, match="no branches of calibrate yet"):
+        run.before("further")
+
+
 def test_questions_of_a_stage_of_its_own_are_those_it_began_with(tmp_path: Path) -> None:
     tables = {name: tmp_path / f"{name}.jsonl" for name in ("all", "own")}
     for table in tables.values():

@@ -201,9 +201,9 @@ class GateStage(AskingStage):
 
     @property
     def budgets_read(self) -> list[int]:
-        """The indices of the budgets that the gate reads at."""
+        """The indices of the budgets that the gate reads at, in ascending order."""
         chosen = self.tokens[:-1] if self.read_tokens is None else self.read_tokens
-        return [self.tokens.index(budget) for budget in chosen]
+        return sorted(self.tokens.index(budget) for budget in chosen)
 
 
 class PostSFTStage(AskingStage):

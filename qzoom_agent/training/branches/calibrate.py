@@ -220,13 +220,16 @@ def gate_figures(
     needing = sorted((score for score, need in zip(scores, needs, strict=True) if need), reverse=True)
     easy = sorted((score for score, need in zip(scores, needs, strict=True) if need is False), reverse=True)
     if target.needless is not None:
-        first = easy[int(target.needless * len(easy))]
+        first = easy[_whole(target.needless * len(easy))]
         threshold = _beside(first, min((score for score in scores if score > first), default=math.inf))
     else:
         if target.zoom_share is None:
-            lowest = needing[int(np.ceil(target.needed_recall * len(needing))) - 1]
+            lowest = needing[-_whole(-target.needed_recall * len(needing)) - 1]
         else:
-            lowest = sorted(scores, reverse=True)[max(0, int(target.zoom_share * len(scores)) - 1)]
+            ranked, count = sorted(scores, reverse=True), _whole(target.zoom_share * len(scores))
+            while 0 < count < len(ranked) and ranked[count] == ranked[count - 1]:
+                count -= 1  # questions of one score zoom together
+            lowest = ranked[max(0, count - 1)]
         threshold = _beside(lowest, max((score for score in scores if score < lowest), default=-math.inf))
     threshold = min(max(threshold, 0.0), most)
     return GateFigures(
@@ -234,6 +237,11 @@ def gate_figures(
         missed=fmean(not gate_fires(score, threshold) for score in needing),
         needless=fmean(bool(gate_fires(score, threshold)) for score in easy),
     )
+
+
+def _whole(count: float) -> int:
+    """Return a count without its fraction, whatever the rounding of a share has taken from it: 0.7 * 90 is below 63."""
+    return math.floor(count + 1e-9)
 
 
 def _beside(score: float, next_one: float) -> float:

@@ -347,15 +347,16 @@ def _labels(row: Mapping[str, Any], grids: Sequence[tuple[int, int]], recipe: Br
     return labels
 
 
-def _gate(scores: Sequence[float], needs: Sequence[bool | None]) -> GateFigures:
+def fewest_errors(scores: Sequence[float], needs: Sequence[bool | None]) -> GateFigures:
     """Return the gate's errors at the threshold where their sum is least.
 
     No share of needed looks is demanded, as of the first gate: a crop that is misread alone, and read right beside
     another one, makes a label that no threshold should follow.
     """
+    needing = sum(need is True for need in needs)
     tried = [
-        gate_figures(scores, needs, Calibration(needed_recall=float(share)), most=1.0)
-        for share in np.linspace(0.8, 1.0, 41)
+        gate_figures(scores, needs, Calibration(needed_recall=through / needing), most=1.0)
+        for through in range(1, needing + 1)
     ]
     return min(tried, key=lambda one: one.missed + one.needless)
 
@@ -396,6 +397,6 @@ def measure(
         questions=len({one.row for one in held}),
         looks=len(held),
         more=needs.count(True),
-        gate=_gate(scores, needs) if decided else None,
+        gate=fewest_errors(scores, needs) if decided else None,
         found=sum(hits) / len(hits) if hits else None,
     )

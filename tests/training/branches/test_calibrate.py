@@ -52,6 +52,18 @@ def test_a_share_of_zooms_instead() -> None:
     assert found.missed == pytest.approx(1 / 3) and found.needless == pytest.approx(1 / 3)
 
 
+def test_a_share_is_a_limit_where_scores_are_equal_and_products_are_rounded() -> None:
+    """Of ten questions three may zoom; four have one score, which all of them would pass. 0.7 of 90 is 63."""
+    needs = [True, False] * 5
+    found = gate_figures([0.9, 0.8, *[0.7] * 4, *[0.1] * 4], needs, Calibration(zoom_share=0.3))
+    assert 0.79 < found.threshold < 0.8
+    easy = gate_figures([at / 90 for at in range(91)], [False] * 90 + [True], Calibration(needless=0.7))
+    assert easy.needless == pytest.approx(63 / 90)
+    hundred = [at / 100 for at in range(101)]
+    needing = gate_figures(hundred, [False] + [True] * 100, Calibration(needed_recall=0.55))
+    assert needing.missed == pytest.approx(0.45)
+
+
 def test_a_share_of_needless_zooms_instead() -> None:
     """One of four may be needless: the threshold lies just above the second, which is .5."""
     scores, needs = [0.9, 0.7, 0.2, 0.8, 0.5, 0.3, 0.1], [True, True, True, False, False, False, False]

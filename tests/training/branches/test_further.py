@@ -24,7 +24,15 @@ from qzoom_agent.training.branches.base_inference import CoarsePrompt
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe, FurtherStage, Labelling, Optimisation
 from qzoom_agent.training.branches.dataset import DatasetSpec, Records
 from qzoom_agent.training.branches.export import export_model
-from qzoom_agent.training.branches.further import Step, collect_chains, measure, split, steps_of, train_further
+from qzoom_agent.training.branches.further import (
+    Step,
+    collect_chains,
+    fewest_errors,
+    measure,
+    split,
+    steps_of,
+    train_further,
+)
 from tests.tiny_models import Family
 from tests.training.branches.conftest import Load
 
@@ -216,12 +224,6 @@ def test_views_share_the_peak_of_a_call_which_is_never_a_sink() -> None:
     assert further._labels({**row, "maps": [[faint, crop]]}, [(2, 2)] * 2, how)[0].tolist() == [0] * 4
 
 
-def test_the_threshold_of_the_gate_makes_the_fewest_errors_in_all() -> None:
-    scores, needs = [0.9, 0.8, 0.7, 0.6, 0.05, 0.5, 0.4, 0.3, 0.06], [True] * 5 + [False] * 4
-    found = further._gate(scores, needs)
-    assert (found.missed, found.needless) == (0.2, 0.0) and 0.59 < found.threshold < 0.6
-
-
 def test_a_next_crop_is_found_where_its_centre_lies_in_a_proposed_region(
     load: Load, rows: Records, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -234,6 +236,13 @@ def test_a_next_crop_is_found_where_its_centre_lies_in_a_proposed_region(
     held = [Step(at, 1, True, True) for at in range(3)]
     found = measure(backend, backend.branches, rows, chains, held, recipe())
     assert found.found == pytest.approx(1 / 3) and (found.looks, found.more, found.gate) == (3, 3, None)
+
+
+def test_the_threshold_is_where_the_errors_are_fewest() -> None:
+    """Half of the needed looks score lower than all needless ones: to let these through would make every other one."""
+    scores, needs = [*[0.9] * 5, *[0.1] * 5, *[0.5] * 10], [*[True] * 10, *[False] * 10]
+    found = fewest_errors(scores, needs)
+    assert 0.5 < found.threshold < 0.9 and (found.missed, found.needless) == (0.5, 0.0)
 
 
 def test_questions_that_all_take_one_crop_teach_nothing(load: Load, rows: Records, tmp_path: Path) -> None:

@@ -66,6 +66,11 @@ def test_only_the_last_two_wrong_budgets_are_shown() -> None:
     assert {(one.budget, one.needs) for one in drawn} == {(1, True), (2, True)}
 
 
+def test_the_last_wrong_budgets_do_not_depend_on_the_order_they_are_named_in() -> None:
+    ascending, descending = (stage(epochs=200, read=read) for read in ([64, 128, 256], [256, 128, 64]))
+    assert draw_rows(table("0001"), descending, seed=0) == draw_rows(table("0001"), ascending, seed=0)
+
+
 def test_easy_ones_are_at_most_as_many_as_transitions_and_luck_is_dropped() -> None:
     drawn = draw_rows(table("0011", "1111", "1111", "1111", "0000", "1010"), stage(epochs=50), seed=0)
     by_row = Counter(one.row for one in drawn)

@@ -34,8 +34,9 @@ from qzoom_agent.perception.labels import Mode
 from qzoom_agent.training.recipe_io import Section
 
 NEEDLE_SEED: Final = 600_000_000
-"""Boards of branch training begin here. The base's, of the same split, are 64 to a batch: below 200,000,000 with the
-recipe's seed 0, from 6,400,000,000 on with others. Evaluation draws from other splits."""
+"""Boards of branch training begin here. The base's, of the same split, are 64 to a batch: with the recipe's seed 0 the
+first few millions from each multiple of 64,000,000 on, one for a stage, which meet none of these; with others from
+6,400,000,000 on. Evaluation draws from other splits."""
 NEEDLE_SPAN: Final = 100_000_000
 """Seeds of a needle source with `seed` s are s spans higher, so that sources share no board."""
 _LAYOUTS: Final = {
@@ -81,7 +82,7 @@ class DatasetSpec(Section):
     """`needle`: tasks that questions are taken from (needle-hop and needle-chain, too, whose questions have two
     and three boxes in order)."""
     a_board: int = Field(default=8, gt=0)
-    """`needle`: questions of one board."""
+    """`needle`: questions of one board. A board that has fewer is asked them again."""
     skip_bad: bool = Field(default=False, exclude_if=lambda given: given is False)
     """Leave out rows that cannot be used, instead of stopping at them."""
     max_pixels: int = Field(default=MAX_PIXELS, gt=0, exclude_if=lambda given: given == MAX_PIXELS)
@@ -265,7 +266,7 @@ class _Table:
             )
         if source.images is None:
             return cls(source, rows, found, range(len(rows)))
-        images = open_table(path, config=source.images, split=source.split)
+        images = open_table(path, config=source.images, split=source.split).need(("id", "image"))
         places = {row["id"]: place for place, row in enumerate(images.only("id"))}
         return cls(source, rows, found, range(len(rows)), images, places)
 

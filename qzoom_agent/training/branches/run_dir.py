@@ -30,7 +30,7 @@ from qzoom_agent.models.presets import resolve_model
 from qzoom_agent.perception.branches import CONFIG, FURTHER, WEIGHTS, Branches, branch_folder
 from qzoom_agent.perception.checkpoints import own_branches
 from qzoom_agent.perception.labels import Heads
-from qzoom_agent.training.branches.base_inference import load_frozen
+from qzoom_agent.training.branches.base_inference import branches_of, load_frozen
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe, StageName
 from qzoom_agent.training.branches.dataset import ConcatenatedRecords, load_records
 from qzoom_agent.training.branches.fitting import NOT_DECISIVE
@@ -126,6 +126,8 @@ class RunDirectory:
         torch.manual_seed(self.recipe.seed)
         keys = {"k", "depth", "gate_depth", "positions", "max_regions", *RULE_KEYS}
         settings = self.recipe.model_dump(include=keys)
+        if gate:  # it reads the layer that the SD-RPN beside it reads, which may come from the base
+            settings["k"] = branches_of(backend).config.k
         return Branches.from_base(backend.model, with_sdrpn=sdrpn, with_gate=gate, **settings)
 
     def records(self, stage: StageName, *, limit: int | None = None) -> ConcatenatedRecords:

@@ -55,3 +55,9 @@ def test_fields_of_records_and_lists_of_images(tmp_path: Path, images: list[Any]
     assert found["image"].size == (40, 30) and found["image"].getpixel((0, 0)) == (255, 0, 0)
     with pytest.raises(ConfigError, match=r"has no column extra_info\.query; it has images, extra_info, reward_model"):
         load_records([source.model_copy(update={"columns": columns | {"question": "extra_info.query"}})])
+
+
+def test_a_table_of_images_is_found_by_its_ids(tmp_path: Path) -> None:
+    Dataset.from_list([{"image": RED, "question": "?", "answer": "x"}]).save_to_disk(str(tmp_path / "rows"))
+    with pytest.raises(ConfigError, match=r"lacks the column id\. Needed: id, image\. There are: image"):
+        load_records([DatasetSpec(path=str(tmp_path / "rows"), images="images")])

@@ -18,6 +18,7 @@ from qzoom_agent.cli.main import main as qzoom
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.models.presets import NANO_FOLDER
 from qzoom_agent.training.branches import fitting as stage
+from qzoom_agent.training.branches.base_inference import branches_of
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe, Optimisation
 from qzoom_agent.training.branches.dataset import DatasetSpec
 from qzoom_agent.training.branches.fitting import train
@@ -169,6 +170,14 @@ def test_branches_of_the_base_do_not_stand_in_for_those_that_were_trained(tmp_pa
     copytree(NANO_FOLDER / "branches", run.final("gate"))
     with pytest.raises(ConfigError, match="no branches of calibrate yet"):
         run.before("further")
+
+
+def test_a_gate_starts_from_the_layer_that_its_branches_read(tmp_path: Path) -> None:
+    """Without `k` a recipe takes another layer of nano than its own branches, which `regions` reinforces."""
+    run = RunDirectory(BranchRecipe(data=[DatasetSpec(path="needle")]), tmp_path)
+    backend = run.backend()
+    assert branches_of(backend).config.k == 5 != run.fresh(backend, sdrpn=True, gate=False).config.k
+    assert run.fresh(backend, sdrpn=False, gate=True).config.k == 5
 
 
 def test_questions_of_a_stage_of_its_own_are_those_it_began_with(tmp_path: Path) -> None:

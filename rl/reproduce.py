@@ -165,6 +165,7 @@ def execute(command: Command) -> None:
             [*PROGRAMS[program], *rest], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
         ) as process,
     ):
+        log.write(f"$ {command.line}\n")
         assert process.stdout is not None
         try:
             for line in process.stdout:
@@ -200,7 +201,8 @@ def tables_of(commands: Sequence[Command], output: Path) -> str:
     for step, line, *_ in commands:
         log = output / "logs" / f"{step.name}.log"
         if step.report and log.exists():
-            lines = log.read_text(encoding="utf-8").splitlines()
+            # a step that was started again printed its tables anew
+            lines = log.read_text(encoding="utf-8").rpartition(f"$ {line}\n")[2].splitlines()
             found = ["\n".join(run) for is_table, run in groupby(lines, lambda text: text[:1] == "|") if is_table]
             parts.append("\n\n".join([f"## {step.name}\n\n`{line}`", *found]))
     return "\n\n".join(parts) + "\n"

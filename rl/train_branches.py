@@ -25,7 +25,7 @@ from qzoom_agent.training.branches import stages
 from qzoom_agent.training.branches.branch_recipe import load_branch_recipe
 from qzoom_agent.training.branches.cost_estimate import describe
 from qzoom_agent.training.branches.run_dir import RunDirectory
-from qzoom_agent.training.recipe_io import keep_recipe, recipe_parser
+from qzoom_agent.training.recipe_io import keep_recipe, recipe_parser, writing
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,11 +38,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(describe(recipe, stage, processes=1) + "\n")
         return 0
 
-    # 2. The output folder: it knows the results of every stage, and refuses another recipe.
+    # 2. The output folder: it knows the results of every stage, and refuses another recipe, or another run meanwhile.
     run = RunDirectory(recipe, options.output)
-    run.require_recipe()
-    if run.processes.is_main_process:
-        keep_recipe(recipe, options.output)
+    with writing(options.output, run.processes):
+        run.require_recipe()
+        if run.processes.is_main_process:
+            keep_recipe(recipe, options.output)
+        train(run)
+    return 0
+
+
+def train(run: RunDirectory) -> None:
+    """Run the stages of the recipe."""
 
     # 3. The stages, in the order of the recipe:
     #    select-heads  find the attention heads that look at what the answer rests on
@@ -53,9 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     #    gate          train the gate on whether more visual tokens change the answer
     #    calibrate     choose the thresholds of both on held-out questions
     #    further       train both for further looks, at conversations that show crops already
-    for stage in recipe.stages:
+    for stage in run.recipe.stages:
         stages.run_stage(run, stage)
-    return 0
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ A killed run resumes when the same command is given again.
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from qzoom_agent.errors import finished
 from qzoom_agent.training import trained_model
@@ -25,10 +26,10 @@ from qzoom_agent.training.branches.fitting import last_checkpoint
 from qzoom_agent.training.branches.sharded_table import together
 from qzoom_agent.training.grpo import launch
 from qzoom_agent.training.grpo.callbacks import MetricsCallback, RolloutPageCallback
-from qzoom_agent.training.grpo.grpo_recipe import load_grpo_recipe
+from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe, load_grpo_recipe
 from qzoom_agent.training.grpo.question_rows import load_held_out, load_rows
 from qzoom_agent.training.grpo.trainer import build_trainer
-from qzoom_agent.training.recipe_io import recipe_parser
+from qzoom_agent.training.recipe_io import recipe_parser, writing
 from qzoom_agent.training.reward_list import accuracy_of, build
 
 
@@ -42,6 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if trained_model.is_finished(recipe, output):
         return 0
+    with writing(output, together()):  # refuses a folder that another run writes into
+        train(recipe, output)
+    return 0
+
+
+def train(recipe: GRPORecipe, output: Path) -> None:
+    """Train the model of the recipe into `output/final`."""
     trained_model.keep_recipe(recipe, output)  # refuses a folder with checkpoints of another recipe
     launch.require_packages(recipe, processes=together().num_processes)
 
@@ -79,7 +87,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     final = launch.save_model(trainer, recipe, output)
     if trainer.accelerator.is_main_process:
         print(f"written {final}")
-    return 0
 
 
 if __name__ == "__main__":

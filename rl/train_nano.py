@@ -306,6 +306,7 @@ def run_stage(
     done = folder / "final"
     stated = output / "settings" / f"{stage.name}.json"
     begin(stated, _decisive(recipe, index), made=folder, processes=together())
+    keep_recipe(recipe, output)
     if done.exists():
         return done
     seed = recipe.seed * 100 + index
@@ -486,7 +487,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.dry_run:
         print(safe_dump(recipe.model_dump(mode="json"), sort_keys=False), end="")
         return 0
-    keep_recipe(recipe, options.output)
     until = None if options.minutes is None else time.monotonic() + 60 * options.minutes
     for index, name in enumerate(names):
         folders = {"receipts": options.receipts, "pages": options.pages}

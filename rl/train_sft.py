@@ -18,13 +18,15 @@ A killed run resumes when the same command is given again.
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from qzoom_agent.errors import finished
 from qzoom_agent.training import trained_model
 from qzoom_agent.training.branches.base_inference import load_frozen
-from qzoom_agent.training.recipe_io import recipe_parser
+from qzoom_agent.training.branches.sharded_table import together
+from qzoom_agent.training.recipe_io import recipe_parser, writing
 from qzoom_agent.training.sft import fine_tune as sft
-from qzoom_agent.training.sft.sft_recipe import load_coldstart_recipe
+from qzoom_agent.training.sft.sft_recipe import ColdStartRecipe, load_coldstart_recipe
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,6 +39,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if trained_model.is_finished(recipe, output):
         return 0
+    with writing(output, together()):  # refuses a folder that another run writes into
+        train(recipe, output)
+    return 0
+
+
+def train(recipe: ColdStartRecipe, output: Path) -> None:
+    """Train the model of the recipe into `output/final`."""
     trained_model.keep_recipe(recipe, output)  # refuses a folder with results of another recipe
 
     # 2. The base model, with its branches if it has some.
@@ -51,7 +60,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # 5. A folder that `Agent.from_pretrained` loads, and that GRPO starts from (`model: .../final`).
     sft.save_model(backend, recipe, output, conversations=len(table))
-    return 0
 
 
 if __name__ == "__main__":

@@ -49,11 +49,12 @@ def read_lines(model: Any, looks: Sequence[Look]) -> list[str]:
 
 
 def score_lines(model: Any, papers: Iterable[Paper], *, height: float = HEIGHT, most: int | None = None) -> LineScores:
-    """Read every line of some pages (or the first `most` lines of each), each in a view of its own."""
+    """Read the lines of some pages (or `most` of each, from top to bottom), each in a view of its own."""
     chosen: list[tuple[Paper, Line]] = []
     for paper in papers:
-        step = 1 if most is None else max(1, len(paper.lines) // most)
-        chosen += [(paper, line) for line in paper.lines[::step]]
+        count = len(paper.lines)
+        read = count if most is None else min(most, count)
+        chosen += [(paper, paper.lines[at * count // read]) for at in range(read)]
     edits = exact = characters = 0
     for start in range(0, len(chosen), _TOGETHER):
         looks = [line_view(paper, line, height=height) for paper, line in chosen[start : start + _TOGETHER]]

@@ -79,6 +79,20 @@ def test_tables_of_one_step_stay_apart(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "tables.md").read_text().endswith("`\n\n| one |\n| 1 |\n\n| two |\n| 2 |\n")
 
 
+def test_tables_are_those_of_the_last_run_of_a_step(tmp_path: Path) -> None:
+    (tmp_path / "figure").write_text("old")
+    prints = f"print('| ' + open('{(tmp_path / 'figure').as_posix()}').read() + ' |')"
+    path = chain(tmp_path, {**step("one", f'python -c "{prints}"'), "report": True})
+    assert run(path, tmp_path / "out") == 0
+    (tmp_path / "out" / "done" / "one.json").unlink()
+    (tmp_path / "figure").write_text("new")
+    assert run(path, tmp_path / "out") == 0
+    tables = (tmp_path / "out" / "tables.md").read_text()
+    assert "| new |" in tables and "| old |" not in tables
+    log = (tmp_path / "out" / "logs" / "one.log").read_text()
+    assert "| old |" in log and "| new |" in log
+
+
 def test_quick_uses_its_own_values_and_the_plan_runs_nothing(
     two: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -265,6 +265,7 @@ def test_a_stage_goes_on_only_with_what_its_weights_come_of(straight: Path, tmp_
     (tmp_path / "recipe.yaml").write_text(safe_dump(changed))
     with pytest.raises(ConfigError, match=r"read was begun with other settings \(stages\.read\.learning_rate: "):
         base.main(["--config", str(tmp_path / "recipe.yaml"), "--output", str(tmp_path / "out")])
+    assert (tmp_path / "out" / "recipe.yaml").read_bytes() == (straight / "recipe.yaml").read_bytes()
     shutil.rmtree(tmp_path / "out" / "read")  # what it asks for is not enough: talk came of it
     recipe = base.load_recipe(tmp_path / "recipe.yaml")
     with pytest.raises(ConfigError, match=r"talk was begun with other settings \(stages\.read\.learning_rate: "):

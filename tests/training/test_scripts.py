@@ -11,6 +11,8 @@ from yaml import safe_dump, safe_load
 import train_branches
 import train_grpo
 import train_sft
+from qzoom_agent.errors import ConfigError
+from qzoom_agent.files import sole_writer
 from qzoom_agent.training.branches import stages
 from qzoom_agent.training.grpo import launch
 from qzoom_agent.training.sft import fine_tune
@@ -60,6 +62,18 @@ def test_branches(tmp_path: Path) -> None:
     assert stages.main(["branches", *arguments(tmp_path, recipe, "command")]) == 0
     chosen = [(tmp_path / run / "heads.json").read_text() for run in ("script", "command")]
     assert chosen[0] == chosen[1] and (tmp_path / "script" / "labels").is_dir()
+
+
+@pytest.mark.parametrize("script", [train_grpo, train_sft, train_branches])
+def test_a_second_run_does_not_write_into_the_folder_of_the_first(script: Any, tmp_path: Path) -> None:
+    name = {"train_grpo": "grpo", "train_sft": "coldstart", "train_branches": "branches"}[script.__name__]
+    config = Path(script.__file__).parent / "recipes" / "nano" / f"{name}.yaml"
+    with (
+        sole_writer(tmp_path / "out", flag="--output"),
+        pytest.raises(ConfigError, match="Another process is writing into"),
+    ):
+        script.main(["--config", str(config), "--output", str(tmp_path / "out")])
+    assert not (tmp_path / "out" / "recipe.yaml").exists()
 
 
 @pytest.mark.parametrize("script", [train_grpo, train_sft, train_branches])

@@ -279,7 +279,7 @@ def calibrated_config(config: BranchConfig, found: Calibrated, recipe: BranchRec
     """Return the config of branches with the thresholds that were found and their evidence."""
     changes: dict[str, Any] = {"peak_share": None, "box": recipe.box, "evidence": found.model_dump(mode="json")}
     changes["peak_share" if found.relative else "threshold"] = found.threshold
-    changes |= {"blur": found.blur, "margin": found.margin}
+    changes |= {"blur": found.blur, "margin": found.margin, "max_regions": recipe.max_regions}
     if found.gate is not None:
         changes["gate_threshold"] = found.gate.threshold
     return BranchConfig.model_validate({**config.model_dump(), **changes})
@@ -344,9 +344,8 @@ def recalibrate(recipe: Path, output: Path, *, model: str | None = None, branche
     with writing(output, run.processes):
         backend = run.backend(branches=stored)
         config = branches_of(backend).config
-        run.recipe = wanted.model_copy(
-            update={key: getattr(config, key) for key in RULE_KEYS if key not in wanted.model_fields_set}
-        )
+        kept = {*RULE_KEYS, "max_regions"} - wanted.model_fields_set
+        run.recipe = wanted.model_copy(update={key: getattr(config, key) for key in kept})
         settings: dict[str, JsonValue] = {
             "recipe": keys_read_by(run.recipe, "calibrate"),
             "branches": digest(stored),
@@ -354,8 +353,6 @@ def recalibrate(recipe: Path, output: Path, *, model: str | None = None, branche
         }
         begin(output / "settings.json", settings, made=output / "answers", processes=run.processes)
         config = with_thresholds(backend, run.recipe, output)
-        if "max_regions" in wanted.model_fields_set:
-            config = config.model_copy(update={"max_regions": wanted.max_regions})
 
         def write(folder: Path) -> None:
             copy_branches(stored, folder)

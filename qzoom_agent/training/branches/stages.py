@@ -22,6 +22,7 @@ from transformers.utils.logging import disable_progress_bar
 from qzoom_agent.config import PerceptionConfig, positive_int
 from qzoom_agent.errors import ConfigError, finished
 from qzoom_agent.evaluation.scorers.judge import Judge
+from qzoom_agent.files import write_text
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.presets import keep_origin
 from qzoom_agent.perception.branches import FURTHER, Branches
@@ -49,7 +50,7 @@ def run_select_heads(run: RunDirectory) -> None:
     if run.processes.is_main_process:
         recipe, records = run.recipe, run.records("select-heads", limit=run.recipe.heads.records)
         found = select_heads(run.backend(), records, recipe.heads, recipe.labelling)
-        run.result("select-heads").write_text(found.model_dump_json(indent=1), encoding="utf-8")
+        write_text(run.result("select-heads"), found.model_dump_json(indent=1))
         print(f"Heads by {found.criterion}, {found.questions} questions; chosen ones are marked.\n{found.table()}")
         print(f"To keep this choice, write into the recipe:\nlabelling:\n  grounding: {found.heads}")
     run.processes.wait_for_everyone()

@@ -29,6 +29,7 @@ from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.decoder import Decoder
 from qzoom_agent.training import trained_model
 from qzoom_agent.training.branches.base_inference import load_frozen
+from qzoom_agent.training.branches.cost_estimate import least
 from qzoom_agent.training.branches.dataset import count_rows, load_records
 from qzoom_agent.training.branches.fitting import Rows, optimizer_steps, require_tracker, train
 from qzoom_agent.training.branches.postsft import AnswerLoss, answer_batch
@@ -139,7 +140,7 @@ def adapters(backend: HFBackend, recipe: ColdStartRecipe) -> Any:
 
 def describe(recipe: ColdStartRecipe) -> str:
     """Describe the work and its size in lines of text."""
-    rows = recipe.records or count_rows(recipe.data)
+    rows = least(recipe.records, count_rows(recipe.data))
     optimisation = recipe.optimisation
     count = "all rows" if rows is None else f"at most {rows}"
     trained = f"LoRA of rank {recipe.lora.r}" if recipe.lora else "weights"

@@ -535,6 +535,8 @@ def test_a_dry_run_says_what_would_be_done(tmp_path: Path, capsys: pytest.Captur
     said = capsys.readouterr().out
     assert "at most 4 of needle" in said and "at most 2 on one device" in said
     assert not (tmp_path / "out").exists()
+    assert run.main(["--config", str(config), "--dry-run", "--set", "records=1000"]) == 0
+    assert "at most 4 of needle" in capsys.readouterr().out, "there are no more"
 
 
 def test_teacher_and_boxes_belong_together(tmp_path: Path) -> None:

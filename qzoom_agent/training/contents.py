@@ -1,9 +1,11 @@
 """Digests of what a training reads: a recipe names a path, which can hold other rows or weights tomorrow."""
 
 import hashlib
+import re
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
+from typing import Final
 
 from pydantic import JsonValue
 
@@ -11,6 +13,9 @@ from qzoom_agent.data.rows import SUFFIXES
 from qzoom_agent.evaluation.run_log import fingerprint
 from qzoom_agent.files import expanded
 from qzoom_agent.training.branches.dataset import DatasetSpec
+
+_SKIPPED: Final = re.compile(r"/\.|/cache-[^/]*$")
+"""Hidden files and folders, and caches."""
 
 
 def contents(model: str, sources: Iterable[DatasetSpec], *, branches: str | None = None) -> dict[str, JsonValue]:
@@ -31,7 +36,8 @@ def digest(path: Path) -> str | None:
     """
     if path.is_dir():
         found_there = (one for one in sorted(path.rglob("*")) if one.is_file())
-        files = [one for one in found_there if not one.name.startswith((".", "cache-"))]  # which `datasets` writes
+        # what `datasets` and downloads of the hub write beside them
+        files = [one for one in found_there if not _SKIPPED.search(f"/{one.relative_to(path).as_posix()}")]
     else:
         files = [path] if path.is_file() else []
     if not files:

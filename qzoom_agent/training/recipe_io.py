@@ -12,6 +12,7 @@ import warnings
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
+from copy import copy
 from difflib import get_close_matches
 from inspect import isabstract
 from pathlib import Path
@@ -191,6 +192,7 @@ def set_key(data: dict[str, Any], key: str, value: Any, *, kind: type[BaseModel]
         if isinstance(place, dict) and place.get(slot) is None:
             undefined = default in (None, PydanticUndefined)
             place[slot] = {} if undefined else _ANY.dump_python(default, mode="json", exclude_unset=True)
+        place[slot] = copy(place[slot])  # where YAML names a value twice (&name, *name), both are one object
         place = place[slot]
 
 

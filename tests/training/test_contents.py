@@ -40,6 +40,8 @@ def test_a_digest_is_that_of_what_is_read(tmp_path: Path) -> None:
         saved.append(digest(tmp_path / answer))
     assert None not in saved and len(set(saved)) == 2
     (tmp_path / "two" / "cache-0.arrow").write_bytes(b"12")
+    (tmp_path / "two" / ".cache" / "huggingface").mkdir(parents=True)
+    (tmp_path / "two" / ".cache" / "huggingface" / "rows.metadata").write_text("1764540000.5")
     assert digest(tmp_path / "two") == saved[1]
     assert digest(tmp_path / "nowhere") is None
     specs = [DatasetSpec(path="needle"), DatasetSpec(path=str(rows)), DatasetSpec(path="someone/somewhere")]

@@ -110,6 +110,15 @@ def test_an_old_name_beside_its_new_one_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("error")
+def test_a_key_is_set_in_one_place_of_what_yaml_names_twice(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("free: {one: &same {held: {a: 1}}, two: *same}\n")
+    assert read_recipe(file, Whole, overrides=["free.one.held.a=2"]).free == {
+        "one": {"held": {"a": 2}},
+        "two": {"held": {"a": 1}},
+    }
+
+
 def test_settings_of_saved_runs_get_the_new_names() -> None:
     stored = {"steps": 3, "part": {"batch": 4}, "items": [{"part": {"batch": 5}}], "else": {"batch": 1}}
     assert with_new_names(stored, Whole) == {

@@ -300,7 +300,9 @@ def describe(recipe: BranchRecipe, stage: StageName, *, processes: int = 1) -> s
             continue
         lines.append(f"too large    {one.gb(shape):.0f} GB for {one.what} do not fit a device of {DEVICE_GB} GB")
         if one.own:
-            spread = max(2, processes)
+            least_count = max(2, processes)
+            fitting = (n for n in range(least_count, 65) if one.gb(shape, sharded=n) <= DEVICE_GB)
+            spread = next(fitting, least_count)
             lines += [
                 "             every device holds weights, gradients and moments, however many there are. Spread them",
                 f"             (about {one.gb(shape, sharded=spread):.0f} GB on each of {spread}): accelerate launch "

@@ -215,3 +215,9 @@ def test_a_plan_loads_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
         some = load_branch_recipe(path)
         for stage in some.stages:
             assert "tokens" in describe(some, stage)
+
+
+def test_the_advice_is_to_spread_over_as_many_devices_as_hold_it() -> None:
+    """On two devices the 8B base needs more than each has."""
+    told = describe(load_branch_recipe(RECIPES / "qwen3_vl_8b" / "branches.yaml"), "postsft")
+    assert "GB on each of 3)" in told and "--num_processes 3 " in told

@@ -167,7 +167,8 @@ class RunDirectory:
         For `regions` and `further` they may be those of the base, if no stage here has trained others.
         """
         given = resolve_model(self.recipe.model).source if stage in ("regions", "further") else None
-        made = any(self.final(earlier).exists() for earlier in _BEFORE["calibrate"] + _BEFORE["further"])
+        training = _BEFORE["calibrate"] if stage == "further" else ()
+        made = any(self.final(earlier).exists() for earlier in (*training, *_BEFORE[stage]))
         if given and not made and (own := own_branches(given)) is not None:
             return own
         return self.latest(*_BEFORE[stage])

@@ -107,6 +107,8 @@ def run_regions(run: RunDirectory) -> None:
     if branches.sdrpn is None:
         raise ConfigError("These branches have no SD-RPN to start from. Run the stage sdrpn first.")
     train_regions(backend, branches.sdrpn, run.records("regions", limit=stage.records), run.recipe, folder)
+    # the figures of a calibrated base are those of another map
+    branches.config = branches.config.model_copy(update={"evidence": {}})
     _finish_with_metrics(run, backend, "regions")
 
 
@@ -117,11 +119,12 @@ def run_gate(run: RunDirectory) -> None:
     records = run.records("gate", limit=stage.records)
     table = answer_at_budgets(backend, records, run.recipe, folder / "answers")
     say(counted(kinds(table, stage)))
-    branches, gate = branches_of(backend), run.fresh(backend, sdrpn=False, gate=True).gate
-    assert gate is not None
-    train_gate(backend, gate, records, table, run.recipe, folder)
-    branches.gate = gate.eval()
-    branches.config = branches.config.model_copy(update={"gate_depth": run.recipe.gate_depth})
+    branches, fresh = branches_of(backend), run.fresh(backend, sdrpn=False, gate=True)
+    assert fresh.gate is not None
+    train_gate(backend, fresh.gate, records, table, run.recipe, folder)
+    branches.gate = fresh.gate.eval()
+    keys = {"gate_depth", "gate_threshold"}  # those of the base's gate, if it had one, are of other scores
+    branches.config = branches.config.model_copy(update=fresh.config.model_dump(include=keys))
     run.finish(run.final("gate"), branches.save)
 
 

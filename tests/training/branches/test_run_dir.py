@@ -17,7 +17,9 @@ from yaml import safe_load
 from qzoom_agent.cli.main import main as qzoom
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.models.presets import NANO_FOLDER
+from qzoom_agent.perception.branches import BranchConfig
 from qzoom_agent.training.branches import fitting as stage
+from qzoom_agent.training.branches import stages
 from qzoom_agent.training.branches.base_inference import branches_of
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe, Optimisation
 from qzoom_agent.training.branches.dataset import DatasetSpec
@@ -188,6 +190,22 @@ def test_a_gate_starts_from_the_layer_that_its_branches_read(tmp_path: Path) -> 
     backend = run.backend()
     assert branches_of(backend).config.k == 5 != run.fresh(backend, sdrpn=True, gate=False).config.k
     assert run.fresh(backend, sdrpn=False, gate=True).config.k == 5
+
+
+def test_a_new_gate_does_not_keep_the_threshold_of_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nano's own branches, which `regions` reinforced, have a gate with a calibrated threshold."""
+    run = RunDirectory(BranchRecipe.model_validate(RECIPE), tmp_path)
+    copytree(NANO_FOLDER / "branches", run.final("regions"))
+    for name in ("answer_at_budgets", "kinds", "train_gate"):
+        monkeypatch.setattr(stages, name, lambda *_: [])
+    stages.run_gate(run)
+    before, after = (
+        json.loads((folder / "branches.json").read_text())["gate_threshold"]
+        for folder in (run.final("regions"), run.final("gate"))
+    )
+    assert before > 0.5 and after == BranchConfig.model_fields["gate_threshold"].default
 
 
 def test_questions_of_a_stage_of_its_own_are_those_it_began_with(tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ class Optimisation(Section):
     save_steps: int = Field(default=200, gt=0)
     """Steps between checkpoints: the most that an interruption loses."""
     dataloader_num_workers: int = Field(default=1, ge=0)
-    """Processes that read and draw images."""
+    """Processes that read and draw images. None where Python does not fork (macOS, Windows, and from 3.14 on Linux)."""
     report_to: str = "none"
     """A tracker of transformers: tensorboard, wandb, ..."""
 

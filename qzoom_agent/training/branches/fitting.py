@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from multiprocessing import get_start_method
 from pathlib import Path
 from random import Random
 from typing import Any, Final
@@ -163,6 +164,8 @@ def train(
     total = optimizer_steps(how, len(rows), processes=processes.num_processes)
     keys = how.model_dump(exclude={"gradient_checkpointing"})
     keys |= {"num_train_epochs": 1, "warmup_steps": int(warmup if warmup >= 1 else warmup * total)}
+    if get_start_method() != "fork":  # `read` holds open tables, and cannot be sent to a process
+        keys["dataloader_num_workers"] = 0
     trainer = StageTrainer(
         prepare,
         model=module,

@@ -1,6 +1,7 @@
 """A folder keeps what its results depend on: it goes on with the same recipe, takes more of it, and refuses another."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from shutil import copytree
@@ -271,6 +272,22 @@ def test_a_fit_goes_on_only_as_it_was_begun(tmp_path: Path, monkeypatch: pytest.
     several(monkeypatch, 2)
     with pytest.raises(ConfigError, match=r"other settings \(processes:"):
         fit(tmp_path)
+
+
+def test_rows_are_read_by_this_process_where_others_are_not_forked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What reads a row cannot be pickled, as a spawned process would need."""
+    monkeypatch.setattr(stage, "get_start_method", lambda: "spawn")
+    readers = set()
+
+    def prepare(some: Any) -> dict[str, torch.Tensor]:
+        readers.update(row["pid"] for row in some)
+        return {"x": torch.ones(len(some))}
+
+    how = FIT.model_copy(update={"dataloader_num_workers": 1})
+    train(Line(), ["a"] * 4, read=lambda at: {"pid": os.getpid()}, prepare=prepare, how=how, folder=tmp_path, seed=0)
+    assert readers == {os.getpid()}
 
 
 def test_a_tracker_hears_of_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Final, Literal, cast
 
 import torch
 from datasets import Dataset
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import (
@@ -40,7 +40,7 @@ from transformers import (
 from transformers.trainer_utils import SchedulerType
 from yaml import safe_dump
 
-from nano.batches import PAPER_TOKENS, Kind, single, table
+from nano.batches import NUMBERS_A_STAGE, PAPER_TOKENS, Kind, single, table
 from nano.heads import TrainingHeads, losses
 from nano.line_scores import score_lines
 from nano.model import build_model
@@ -75,7 +75,7 @@ class Stage(BaseModel):
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_-]*$")
     """Folder of the stage below the output folder."""
-    steps: int = Field(gt=0, le=1_000_000)
+    steps: int = Field(gt=0)
     """Optimizer steps; one step is one batch of the mix."""
     mix: dict[Kind, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(min_length=1)
     """Share of each kind of batch (see `nano.batches`)."""
@@ -120,6 +120,13 @@ class Stage(BaseModel):
         "lines": 1.0,
     }
     """Weight of each loss term; a term that is not named does not count."""
+
+    @model_validator(mode="after")
+    def _has_numbers(self) -> "Stage":
+        if self.steps * self.times > NUMBERS_A_STAGE:
+            told = f"got {self.steps} steps of {self.times} (times)"
+            raise ValueError(f"a stage has at most {NUMBERS_A_STAGE} small batches; {told}: make two stages of it")
+        return self
 
 
 class BaseRecipe(BaseModel):

@@ -258,6 +258,12 @@ def test_a_finished_run_is_left_alone(straight: Path, capsys: pytest.CaptureFixt
     assert "stage talk:" in capsys.readouterr().out
 
 
+def test_a_stage_of_more_batches_than_it_has_numbers_is_refused_before_any_is_trained(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    with pytest.raises(ConfigError, match=r"at most 1000000 small batches; got 20000 steps of 64"):
+        base.load_recipe(tmp_path / "recipe.yaml", overrides=["stages.1.steps=20000", "stages.1.times=64"])
+
+
 def test_a_stage_goes_on_only_with_what_its_weights_come_of(straight: Path, tmp_path: Path) -> None:
     shutil.copytree(straight, tmp_path / "out")
     changed = safe_load(RECIPE)

@@ -70,7 +70,6 @@ _READ: Final[dict[StageName, dict[str, Any]]] = {
         "held_out",
         "positions",
         "calibration",
-        "max_regions",
         *RULE_KEYS,
         gate={"tokens", "with_crop", "own_calls", "max_new_tokens"},  # where boxes are unknown
     ),

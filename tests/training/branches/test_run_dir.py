@@ -141,16 +141,6 @@ def test_a_folder_with_old_names_of_keys_is_that_of_the_same_recipe(
     assert "(recipe.sdrpn.optimisation.num_train_epochs: 2, now 1)" in capsys.readouterr().err
 
 
-def test_calibration_stores_the_number_of_regions_that_the_recipe_names_by_then(
-    out: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert again(out, "calibrate", max_regions=3) == 2
-    assert "calibrate was begun with other settings (recipe.max_regions: 2, now 3)" in capsys.readouterr().err
-    shutil.rmtree(out / "calibrate")
-    assert again(out, "calibrate", max_regions=3) == 0
-    assert json.loads((out / "calibrate" / "final" / "branches.json").read_text())["max_regions"] == 3
-
-
 def test_what_was_deleted_may_be_made_otherwise(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (out / "heads.json").unlink()
     assert again(out, "select-heads", **section("heads", count=1)) == 0

@@ -278,8 +278,23 @@ def load_processor(source: str, config: PretrainedConfig) -> ProcessorMixin:
             "Use an instruction-tuned model, or put a chat_template.jinja into its folder."
         )
     if takes_any_size(config):
-        processor.image_processor.do_resize = False
+        set_unsaved(processor.image_processor, do_resize=False)
     return processor
+
+
+def set_unsaved(images: Any, **settings: Any) -> None:
+    """Change settings of an image processor that is in use. It is saved with those that it came with: a trained model
+    is for other software, too, which resizes images.
+    """
+    stock, saved = type(images), images.to_dict()
+    came = {key: saved[key] for key in settings if key in saved}
+    for key, value in settings.items():
+        setattr(images, key, value)
+
+    def to_dict(self: Any) -> dict[str, Any]:
+        return {**stock.to_dict(self), **came}
+
+    images.__class__ = type(stock.__name__, (stock,), {"to_dict": to_dict, "__doc__": stock.__doc__})
 
 
 def takes_any_size(config: PretrainedConfig) -> bool:

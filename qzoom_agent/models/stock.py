@@ -190,11 +190,14 @@ def fingerprint(loaded: "HFBackend") -> str:
     """Return a name of everything but the weights that the comparison depends on, transformers' version included."""
     processor: Any = loaded.processor
     config = {key: value for key, value in loaded.model.config.to_dict().items() if key != "_name_or_path"}
+    images = json.loads(processor.image_processor.to_json_string())
+    if "do_resize" in images:  # in use it may be another than what is saved
+        images["do_resize"] = processor.image_processor.do_resize
     parts = (
         transformers.__version__,
         json.dumps(config, sort_keys=True, default=str),
         type(processor).__name__,
-        processor.image_processor.to_json_string(),
+        json.dumps(images, indent=2, sort_keys=True) + "\n",
         processor.chat_template,
         str(loaded.model.dtype),
         loaded.model.device.type,

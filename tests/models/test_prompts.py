@@ -1,9 +1,11 @@
 """From messages to the ids that a model is given: texts from elsewhere stay texts."""
 
 from copy import copy
+from pathlib import Path
 from typing import get_args
 
 import pytest
+from PIL import Image
 from transformers import AutoConfig
 
 from qzoom_agent.errors import BackendError
@@ -61,3 +63,18 @@ def test_a_template_that_fails_is_an_error_of_the_model(codec: PromptCodec, temp
     broken.processor.chat_template = template
     with pytest.raises(BackendError, match=rf"chat template rejected the conversation: .*{reason}.*Choose a protocol"):
         broken.render(TURNS)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "llava"])
+def test_a_processor_that_is_saved_again_resizes_images_as_it_came(family: Family, tmp_path: Path) -> None:
+    """Views have their size already; whoever serves a trained model gives it images of any size."""
+    folder = build(family, tmp_path / "base")
+    config = AutoConfig.from_pretrained(folder)
+    loaded = load_processor(str(folder), config)
+    assert loaded.image_processor.do_resize == (family == "llava")
+    loaded.save_pretrained(tmp_path / "trained")
+    mark, image = loaded.tokenizer.decode([config.image_token_id]), Image.new("RGB", (101, 75))
+    read = [type(loaded).from_pretrained(one)(images=[image], text=[mark]) for one in (folder, tmp_path / "trained")]
+    assert read[0]["input_ids"] == read[1]["input_ids"]
+    again = load_processor(str(tmp_path / "trained"), config)
+    assert again.image_processor.to_dict() == loaded.image_processor.to_dict()

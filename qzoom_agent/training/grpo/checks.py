@@ -15,7 +15,7 @@ from qzoom_agent.config import AgentConfig
 from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.messages import text, view_ids
 from qzoom_agent.models.hf import HFBackend
-from qzoom_agent.models.prompts import PromptCodec
+from qzoom_agent.models.prompts import PromptCodec, set_unsaved
 from qzoom_agent.perception.adapters import adapter_for
 from qzoom_agent.policy import LOOK_FIRST
 from qzoom_agent.protocols.interface import ZoomProtocol
@@ -119,15 +119,14 @@ def require_tool_template(processor: ProcessorMixin) -> None:
 
 
 def fit_for_trl(processor: ProcessorMixin, *, factor: int) -> None:
-    """Make the image processor one that TRL's tool loop can work with, and that is saved as it was before.
+    """Make the image processor one that TRL's tool loop can work with, and that is saved as it came.
 
     Views stay as they are.
     """
-    images = processor.image_processor
-    before = {key: value for key, value in images.to_dict().items() if key in ("do_resize", "size")}
+    images: Any = processor.image_processor
     # TRL tries templates with an image of 8 pixels, which has to be enlarged
-    images.do_resize = True
-    images.size = type(images.size)(shortest_edge=factor**2, longest_edge=factor**2 * _MOST_TOKENS)
+    size = type(images.size)(shortest_edge=factor**2, longest_edge=factor**2 * _MOST_TOKENS)
+    set_unsaved(images, do_resize=True, size=size)
     stock = type(images)
 
     # processors without torchvision return arrays unless asked, which TRL cannot split where no call gave an image
@@ -136,11 +135,7 @@ def fit_for_trl(processor: ProcessorMixin, *, factor: int) -> None:
             options["return_tensors"] = "pt"
         return stock.preprocess(self, images, *args, **options)
 
-    def to_dict(self: Any) -> dict[str, Any]:  # the trained model is for other software, too
-        return {**stock.to_dict(self), **before}
-
-    own = {"preprocess": preprocess, "to_dict": to_dict, "__doc__": stock.__doc__}
-    images.__class__ = type(stock.__name__, (stock,), own)
+    images.__class__ = type(stock.__name__, (stock,), {"preprocess": preprocess, "__doc__": stock.__doc__})
 
 
 @contextmanager

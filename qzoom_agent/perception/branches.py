@@ -264,8 +264,10 @@ class Branches(nn.Module):
         return _build(model, config, with_sdrpn=with_sdrpn, with_gate=with_gate)
 
     def digest(self) -> str:
-        """Return a digest of weights and settings."""
+        """Return a digest of weights and settings, those of further looks among them."""
         found = hashlib.sha256(self.config.model_dump_json().encode())
+        if self.further is not None:
+            found.update(self.further.config.model_dump_json().encode())
         for name, value in self.state_dict().items():
             found.update(name.encode() + value.detach().float().cpu().contiguous().numpy().tobytes())
         return found.hexdigest()[:16]

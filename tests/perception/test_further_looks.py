@@ -340,6 +340,10 @@ def test_branches_of_further_looks_lie_in_a_folder_of_their_own(
     assert again.further is not None
     assert again.further.config == backend.branches.further.config
     assert "inside_crops" not in again.config.model_dump_json()
+    other = again.digest()
+    config = again.further.config.model_copy(update={"gate_threshold": 0.9})
+    again.add_further(Branches(config, again.further.sdrpn, again.further.gate))
+    assert again.digest() != other, "other settings of further looks are other branches"
     again.further = None
     again.save(tmp_path)
     assert Branches.load(tmp_path, backend.model).further is None

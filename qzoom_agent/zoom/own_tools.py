@@ -33,7 +33,7 @@ from typing import Annotated, Any, Final, Union, get_args, get_origin, get_type_
 
 import numpy as np
 from langchain_core.messages import BaseMessage
-from langchain_core.tools import BaseTool, InjectedToolArg, StructuredTool
+from langchain_core.tools import BaseTool, InjectedToolArg, StructuredTool, Tool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from PIL import Image
 from pydantic import BaseModel, ValidationError
@@ -293,6 +293,9 @@ def _run(tool: BaseTool, arguments: dict[str, Any]) -> Any:
     try:
         return tool.invoke(request)
     except NotImplementedError:  # a tool that can only be awaited, such as those of MCP servers
+        awaits = type(tool)._arun not in (BaseTool._arun, StructuredTool._arun, Tool._arun)
+        if not awaits and getattr(tool, "coroutine", None) is None:
+            raise  # by the tool itself, which awaiting would run once more
         return awaited(tool.ainvoke(request))
 
 

@@ -25,7 +25,7 @@ from qzoom_agent.confidence import FILE as CONFIDENCE
 from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.presets import resolve_model
-from qzoom_agent.perception.adapters import QWEN2_5_VL, adapter_for
+from qzoom_agent.perception.adapters import QWEN2_5_VL, QWEN3_VL, adapter_for
 from qzoom_agent.perception.branches import CONFIG, FURTHER, SUBFOLDER, WEIGHTS, BranchConfig, Branches, branch_folder
 from qzoom_agent.perception.checkpoints import (
     INDEX,
@@ -40,6 +40,7 @@ from qzoom_agent.perception.checkpoints import (
 
 _BESIDE: Final = (".json", ".txt", ".jinja", ".model", ".py", ".md")
 """Suffixes of a base's files that are copied, besides its weights."""
+IMAGES: Final = "preprocessor_config.json"
 _RULE: Final = ("peak_share", "blur", "margin", "box", "max_regions")
 """Settings that make a box of a map, and that a published checkpoint has no keys for."""
 
@@ -119,7 +120,7 @@ def to_checkpoint(source: str, target: Path | str, *, base: str | None = None, f
     branches, model = backend.branches, backend.model
     assert branches is not None
     family = adapter_for(model.config)
-    if not family.two_dimensional:
+    if family not in (QWEN2_5_VL, QWEN3_VL):
         raise BackendError(f"The published code has no Q-Zoom for {family.name}. Keep these branches in our form.")
     target.mkdir(parents=True, exist_ok=True)
     for stale in [*target.glob("*.safetensors"), target / INDEX, target / CONFIG, target / SUBFOLDER / CONFIG]:
@@ -131,6 +132,10 @@ def to_checkpoint(source: str, target: Path | str, *, base: str | None = None, f
         if path.is_file() and path.suffix in _BESIDE and path.name not in left:
             shutil.copyfile(path, target / path.name)
             files.append(target / path.name)
+    images = _image_settings(home)
+    if images and target / IMAGES not in files:  # the one file that older releases of transformers read
+        (target / IMAGES).write_text(json.dumps(images, indent=2) + "\n", encoding="utf-8")
+        files.append(target / IMAGES)
     settings = json.loads((home / "config.json").read_text(encoding="utf-8"))
     notes = _left_out(branches)
     if "text_config" in settings and family is QWEN2_5_VL:
@@ -139,7 +144,7 @@ def to_checkpoint(source: str, target: Path | str, *, base: str | None = None, f
             "for does not know. Use a base as it is on the hub, or write its keys on the top level."
         )
     keys = official_settings(branches)
-    written = _limits(home) | settings | keys
+    written = _limits(images) | settings | keys
     if (text := settings.get("text_config")) is not None:  # the published code leaves copies of its keys there
         written["text_config"] = text | {key: value for key, value in keys.items() if key in text}
     (target / "config.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
@@ -244,10 +249,19 @@ def _published(name: str, renamed: bool) -> str | None:
     return name
 
 
-def _limits(home: Path) -> dict[str, int]:
-    """Return the pixel limits of the base's image processor, which the published code reads from the config."""
-    path = home / "preprocessor_config.json"
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    size = found.get("size") or {}
+def _image_settings(home: Path) -> dict[str, Any]:
+    """Return the settings of the base's image processor, from a file of its own or, as transformers 5 saves it, from
+    that of the whole processor.
+    """
+    for name in (IMAGES, "processor_config.json"):
+        if (home / name).is_file():
+            found: dict[str, Any] = json.loads((home / name).read_text(encoding="utf-8"))
+            return found if name == IMAGES else found.get("image_processor") or {}
+    return {}
+
+
+def _limits(images: dict[str, Any]) -> dict[str, int]:
+    """Return the pixel limits of an image processor, which the published code reads from the config."""
+    size = images.get("size") or {}
     edges = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
-    return {key: int(value) for key, edge in edges.items() if (value := found.get(key) or size.get(edge))}
+    return {key: int(value) for key, edge in edges.items() if (value := images.get(key) or size.get(edge))}

@@ -110,6 +110,29 @@ def test_the_written_config_has_what_the_published_training_writes(checkpoint: P
     assert found["roi_enable2stage"] is True and found["high_res_T"] == 3
 
 
+def test_a_base_saved_by_transformers_5_keeps_the_limits_of_its_images(
+    own_base: Callable[[Family], Path], tmp_path: Path
+) -> None:
+    """Its image processor has no file of its own then, where older releases look for it."""
+    base, saved = own_base("qwen2_5_vl"), tmp_path / "saved"
+    loaded = load(base)
+    loaded.model.save_pretrained(saved)
+    loaded.processor.save_pretrained(saved)
+    assert not (saved / "preprocessor_config.json").exists()
+    Branches.from_base(loaded.model, k=2).save(tmp_path / "ours")
+    outs = {home: tmp_path / f"out-{home.name}" for home in (base, saved)}
+    for home, out in outs.items():
+        done = to_checkpoint(str(tmp_path / "ours"), out, base=str(home))
+        assert done.files.count(out / "preprocessor_config.json") == 1
+    configs, images = (
+        [json.loads((out / name).read_text(encoding="utf-8")) for out in outs.values()]
+        for name in ("config.json", "preprocessor_config.json")
+    )
+    for key in ("min_pixels", "max_pixels"):
+        assert configs[0][key] == configs[1][key] > 0
+    assert images[1]["do_resize"] is True and images[0]["size"] == images[1]["size"]
+
+
 def test_a_rule_of_the_map_that_the_published_code_lacks_is_said(
     own_base: Callable[[Family], Path], tmp_path: Path
 ) -> None:
@@ -230,10 +253,13 @@ def test_the_wrong_base_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_a_family_without_a_published_form_is_refused(own_base: Callable[[Family], Path], tmp_path: Path) -> None:
-    base = own_base("llava")
-    Branches.from_base(load(base).model, k=2).save(tmp_path / "ours")
-    with pytest.raises(BackendError, match="no Q-Zoom for LLaVA"):
+@pytest.mark.parametrize(("family", "name"), [("llava", "LLaVA"), ("qwen3_5", r"Qwen3\.5")])
+def test_a_family_without_a_published_form_is_refused(
+    family: Family, name: str, own_base: Callable[[Family], Path], tmp_path: Path
+) -> None:
+    base = own_base(family)
+    Branches.from_base(load(base).model, k=2, depth=2, gate_depth=2).save(tmp_path / "ours")
+    with pytest.raises(BackendError, match=f"no Q-Zoom for {name}"):
         to_checkpoint(str(tmp_path / "ours"), tmp_path / "out", base=str(base))
     assert not (tmp_path / "out").exists()
 

@@ -60,10 +60,10 @@ class Propose:
         if not record.boxes:
             text = f"No region stands out: {record.reason}. Answer from what you see."
             return Proposals(boxes=[], score=record.score, text=text)
-        listed = []
+        listed, digits = [], 6 if self._frame == "pixel" else 4
         for box in record.boxes:
             numbers = Box(*box).to_frame(self._frame, original.size).as_list()
-            listed.append("[" + ", ".join(f"{number:.4g}" for number in numbers) + "]")
+            listed.append("[" + ", ".join(f"{number:.{digits}g}" for number in numbers) + "]")
         sure = "" if record.score is None else f" (more detail is needed with probability {record.score:.2f})"
         text = f"Look closer at {', then '.join(listed)}, in {self._frame} of the whole image{sure}."
         return Proposals(boxes=list(record.boxes), score=record.score, text=text)

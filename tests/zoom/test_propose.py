@@ -35,6 +35,13 @@ def test_boxes_are_written_in_the_frame_asked_for(frame: Frame, first: str) -> N
     assert "probability 0.90" in found.text
 
 
+def test_pixels_of_a_large_image_are_written_in_full() -> None:
+    large = ViewStore()
+    large.add_original(Image.new("RGB", (20_000, 100)))
+    found = Propose(lambda *_: PerceptionRecord(boxes=[(12_344, 10.4, 12_399, 90)]), frame="pixel")(large, "what?")
+    assert "Look closer at [12344, 10.4, 12399, 90], in pixel" in found.text
+
+
 def test_nothing_proposed_is_said_with_its_reason() -> None:
     calm = PerceptionRecord(score=0.01, threshold=0.5, reason="the gate says that the coarse view suffices")
     found = Propose(lambda *_: calm)(store(), "what?")

@@ -32,6 +32,7 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError, safe_open
 
 from qzoom_agent.errors import BackendError, ConfigError
+from qzoom_agent.files import expanded
 from qzoom_agent.perception.branches import CONFIG, FURTHER, SUBFOLDER, WEIGHTS, BranchConfig, branch_folder
 
 _ID: Final = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[\w./-]+))?")
@@ -63,8 +64,8 @@ def local_branches(source: Path | str, *, token: str | None = None) -> Path:
         ConfigError: It is neither.
         BackendError: There is no such repository, the hub refuses, or it holds no branches.
     """
-    if Path(source).is_dir():
-        return Path(source)
+    if (folder := expanded(source)).is_dir():
+        return folder
     given = _ID.fullmatch(str(source))
     if given is None:
         raise ConfigError(

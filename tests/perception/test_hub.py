@@ -146,6 +146,14 @@ def test_a_folder_of_the_same_name_is_not_what_the_hub_has(
     assert Branches.from_hub("me/branches", nano.model).further is not None
 
 
+def test_a_folder_of_branches_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As that of a model may: nothing but a shell would put it in place of the ~ of a recipe."""
+    (tmp_path / "branches").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert local_branches("~/branches") == tmp_path / "branches"
+
+
 def test_a_cache_that_cannot_be_written_is_one_sentence(
     hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

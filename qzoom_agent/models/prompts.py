@@ -13,6 +13,7 @@ begin and end turns in what is not the model's own, so that a question or a tool
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -280,6 +281,14 @@ def load_processor(source: str, config: PretrainedConfig) -> ProcessorMixin:
     if takes_any_size(config):
         set_unsaved(processor.image_processor, do_resize=False)
     return processor
+
+
+def save_processor(processor: ProcessorMixin, folder: Path) -> None:
+    """Save the processor of a model that was trained, so that stock code can load it."""
+    processor.save_pretrained(folder)
+    if isinstance(processor, _WithoutVideo):
+        # where torchvision is installed, stock code makes the part that is left out of this file
+        processor.image_processor.save_pretrained(folder)
 
 
 def set_unsaved(images: Any, **settings: Any) -> None:

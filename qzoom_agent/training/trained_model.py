@@ -16,6 +16,7 @@ from qzoom_agent.evaluation.scorers.judge import KEY_VARIABLE, Judge
 from qzoom_agent.extras import require
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.presets import keep_origin
+from qzoom_agent.models.prompts import save_processor
 from qzoom_agent.perception.adapters import text_model
 from qzoom_agent.protocols.wording import write_prompt
 from qzoom_agent.training import recipe_io
@@ -139,7 +140,7 @@ def write_final(backend: HFBackend, output: Path, *, from_layer: int, save: Call
     save(part)
     processes.wait_for_everyone()  # shards that others write
     if processes.is_main_process:
-        backend.processor.save_pretrained(part)
+        save_processor(backend.processor, part)
         keep_origin(part, backend.name, protocol=backend.protocol)
         write_prompt(backend.prompt, part)
         if backend.branches is not None:

@@ -423,7 +423,7 @@ def test_a_processor_class_that_is_gone_is_that_of_the_family(qwen: HFBackend, t
     for file in tmp_path.glob("*processor_config.json"):
         file.write_text(re.sub(r'("image_processor_type": ")\w+', r"\1Qwen2_5_VLImageProcessor", file.read_text()))
     loaded = load_processor(str(tmp_path), qwen.model.config)
-    assert type(loaded.image_processor) is type(qwen.processor.image_processor)
+    assert type(loaded.image_processor).__name__ == type(qwen.processor.image_processor).__name__
     assert loaded.image_processor.merge_size == qwen.processor.image_processor.merge_size
 
 

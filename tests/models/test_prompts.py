@@ -1,5 +1,6 @@
 """From messages to the ids that a model is given: texts from elsewhere stay texts."""
 
+import json
 from copy import copy
 from pathlib import Path
 from typing import get_args
@@ -7,10 +8,12 @@ from typing import get_args
 import pytest
 from PIL import Image
 from transformers import AutoConfig
+from transformers.utils.import_utils import is_torchvision_available
 
 from qzoom_agent.errors import BackendError
 from qzoom_agent.messages import Role, text
-from qzoom_agent.models.prompts import PromptCodec, load_processor
+from qzoom_agent.models.convert import IMAGES
+from qzoom_agent.models.prompts import PromptCodec, load_processor, save_processor
 from tests.tiny_models import Family, build
 
 TURNS = [text("user", "What?"), text("assistant", "No.")]
@@ -72,9 +75,21 @@ def test_a_processor_that_is_saved_again_resizes_images_as_it_came(family: Famil
     config = AutoConfig.from_pretrained(folder)
     loaded = load_processor(str(folder), config)
     assert loaded.image_processor.do_resize == (family == "llava")
-    loaded.save_pretrained(tmp_path / "trained")
+    save_processor(loaded, tmp_path / "trained")
     mark, image = loaded.tokenizer.decode([config.image_token_id]), Image.new("RGB", (101, 75))
     read = [type(loaded).from_pretrained(one)(images=[image], text=[mark]) for one in (folder, tmp_path / "trained")]
     assert read[0]["input_ids"] == read[1]["input_ids"]
     again = load_processor(str(tmp_path / "trained"), config)
     assert again.image_processor.to_dict() == loaded.image_processor.to_dict()
+
+
+@pytest.mark.skipif(is_torchvision_available(), reason="with torchvision the video part is saved as well")
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+def test_a_processor_saved_without_its_video_part_leaves_the_file_that_stock_code_makes_it_of(
+    family: Family, tmp_path: Path
+) -> None:
+    folder = build(family, tmp_path / "base")
+    save_processor(load_processor(str(folder), AutoConfig.from_pretrained(folder)), tmp_path / "trained")
+    before, after = (json.loads((one / IMAGES).read_text()) for one in (folder, tmp_path / "trained"))
+    keys = ("image_processor_type", "patch_size", "merge_size", "size", "do_resize")
+    assert {key: after[key] for key in keys} == {key: before[key] for key in keys}

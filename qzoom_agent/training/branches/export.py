@@ -15,6 +15,7 @@ from pathlib import Path
 from qzoom_agent.confidence import FILE as CONFIDENCE
 from qzoom_agent.errors import ConfigError, finished
 from qzoom_agent.models.presets import keep_origin, resolve_model
+from qzoom_agent.models.prompts import save_processor
 from qzoom_agent.perception.branches import CONFIG, FURTHER, SUBFOLDER, WEIGHTS
 from qzoom_agent.protocols.wording import write_prompt
 from qzoom_agent.training.branches.branch_recipe import load_branch_recipe
@@ -39,7 +40,7 @@ def export_model(run: Path, target: Path) -> Path:
         else:
             backend = folder.backend()
             backend.model.save_pretrained(writing)
-            backend.processor.save_pretrained(writing)
+            save_processor(backend.processor, writing)
             write_prompt(backend.prompt, writing)
         keep_origin(writing, folder.recipe.model)
         copy_branches(branches, writing / SUBFOLDER)

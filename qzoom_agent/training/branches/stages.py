@@ -25,6 +25,7 @@ from qzoom_agent.evaluation.scorers.judge import Judge
 from qzoom_agent.files import write_text
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.presets import keep_origin
+from qzoom_agent.models.prompts import save_processor
 from qzoom_agent.perception.branches import FURTHER, Branches
 from qzoom_agent.protocols.wording import write_prompt
 from qzoom_agent.training.branches.base_inference import branches_of
@@ -82,7 +83,7 @@ def run_postsft(run: RunDirectory) -> None:
 
         def write(to: Path) -> None:
             backend.model.save_pretrained(to)
-            backend.processor.save_pretrained(to)
+            save_processor(backend.processor, to)
             keep_origin(to, recipe.model)
             write_prompt(backend.prompt, to)
 

@@ -34,6 +34,7 @@ from qzoom_agent.evaluation.sample_result import episode_seed
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.hf_batch import BatchEngine
 from qzoom_agent.models.hf_generation import GeneratedTurn, GenerationRequest, TextStream
+from qzoom_agent.models.prompts import save_processor
 from qzoom_agent.training.branches.fitting import WeightSample
 from qzoom_agent.training.grpo.callbacks import RolloutPageCallback, measures, reward_measures
 from qzoom_agent.training.grpo.checks import (
@@ -306,7 +307,7 @@ class ZoomTrainer(GRPOTrainer):
         if not self.args.should_save:  # called on all processes, and one of them writes
             return
         model.save_pretrained(output_dir, state_dict=state_dict, save_original_format=False)
-        self.backend.processor.save_pretrained(output_dir)
+        save_processor(self.backend.processor, Path(output_dir))
 
 
 class EpisodeTrainer(ZoomTrainer):

@@ -289,13 +289,15 @@ class Branches(nn.Module):
                 stored[name + _SCALE] = scale[:, 0].contiguous()
             else:
                 stored[name] = value.to(torch.bfloat16).contiguous()
+        # settings go first and come last: a killed process leaves no branches, rather than parts of old and new ones
+        (folder / CONFIG).unlink(missing_ok=True)
+        rmtree(folder / FURTHER, ignore_errors=True)
         save_file(stored, folder / WEIGHTS, metadata={"format": "pt"})
+        further = 0 if self.further is None else self.further.save(folder / FURTHER, int8=int8)
         (folder / CONFIG).write_text(self.config.model_dump_json(indent=1) + "\n", encoding="utf-8")
         if folder != given:
             for name in (CONFIG, WEIGHTS):
                 (given / name).unlink(missing_ok=True)
-        rmtree(folder / FURTHER, ignore_errors=True)
-        further = 0 if self.further is None else self.further.save(folder / FURTHER, int8=int8)
         return (folder / WEIGHTS).stat().st_size + further
 
     def push_to_hub(self, repo_id: str, *, base: str, **options: Any) -> str:

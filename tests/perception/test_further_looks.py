@@ -23,6 +23,7 @@ from qzoom_agent.models.hf_batch import BatchEngine
 from qzoom_agent.models.hf_session import encode_views
 from qzoom_agent.models.interface import SamplingParams
 from qzoom_agent.models.scripted import ScriptedBackend
+from qzoom_agent.perception import branches as module
 from qzoom_agent.perception.branches import CONFIG, FURTHER, WEIGHTS, Branches
 from qzoom_agent.perception.decoder import Prefill
 from qzoom_agent.trace import PerceptionRecord, Trace
@@ -347,6 +348,28 @@ def test_branches_of_further_looks_lie_in_a_folder_of_their_own(
     again.further = None
     again.save(tmp_path)
     assert Branches.load(tmp_path, backend.model).further is None
+
+
+def test_branches_that_were_saved_in_part_are_not_mixed_with_those_they_replace(
+    load: Callable[[Family], HFBackend], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = load("qwen2_5_vl")
+    assert backend.branches is not None
+    backend.branches.save(tmp_path)
+    once = Branches(backend.branches.config, backend.branches.sdrpn, backend.branches.gate)
+    written, write = list[Path](), module.save_file
+
+    def killed(weights: Any, path: Path, **more: Any) -> None:
+        write(weights, path, **more)
+        written.append(path)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "save_file", killed)
+    with pytest.raises(KeyboardInterrupt):
+        once.save(tmp_path)
+    assert written == [tmp_path / WEIGHTS]
+    with pytest.raises(BackendError, match="There are no branches in"):
+        Branches.load(tmp_path, backend.model)
 
 
 def test_branches_that_do_not_belong_together_are_refused(load: Callable[[Family], HFBackend]) -> None:

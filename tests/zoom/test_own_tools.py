@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from langchain_core.tools import BaseTool, InjectedToolArg, tool
+from langchain_core.tools import InjectedToolArg, tool
 from PIL import Image, ImageChops, ImageDraw, ImageFont, ImageStat
 
 from qzoom_agent.agent import Agent
@@ -375,32 +375,6 @@ def test_langchain_tools_and_coroutines_run_too() -> None:
     assert (drawn.text, drawn.matrix) == ("beside ['coarse']", None) and drawn.image is not None
     assert "views" not in json.loads(find_own_tools([draw])["draw"].schema)["function"]["parameters"]["properties"]
     assert run(wait, {"seconds": 2}).text == "waited 2.0" and run(think).text == "thought"
-
-
-def test_a_tool_that_raises_is_run_once_whatever_it_raises() -> None:
-    """`NotImplementedError` also says that a LangChain tool can only be awaited, and that tool is."""
-    runs: list[str] = []
-
-    def book(seat: str) -> str:
-        """Book a seat."""
-        runs.append(seat)
-        raise NotImplementedError("no seats in this class")
-
-    class Own(BaseTool):
-        name: str = "own"
-        description: str = "Book a seat."
-
-        def _run(self, seat: str) -> str:
-            return book(seat)
-
-    class Awaited(Own):
-        async def _arun(self, seat: str) -> str:
-            return f"booked {seat}"
-
-    for one, calls in ((book, 1), (tool(book), 1), (Own(), 1)):
-        assert "no seats in this class" in run(one, {"seat": "4a"}).error and runs == ["4a"] * calls
-        runs.clear()
-    assert run(Awaited(), {"seat": "4a"}).text == "booked 4a"
 
 
 # ---- every format --------------------------------------------------------------------------------------------------

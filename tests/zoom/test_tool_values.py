@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from langchain_core.tools import tool
+from langchain_core.tools import BaseTool, tool
 from PIL import Image
 from pydantic import BaseModel
 
@@ -147,3 +147,29 @@ def test_an_image_of_a_tool_costs_what_the_models_processor_makes_of_it() -> Non
     few = {"max_visual_tokens": 40, "coarse_tokens": 16, "crop_max_tokens": 576, "crop_min_tokens": 4}
     answer = Agent(model, tools=["rotate"], policy="explicit", budget=few).run(board(), "what?")
     assert (answer.trace.turns[0].calls[0].decision, answer.usage.visual_tokens) == ("served", 32)
+
+
+def test_a_tool_that_raises_is_run_once_whatever_it_raises() -> None:
+    """`NotImplementedError` also says that a LangChain tool can only be awaited, and that tool is."""
+    runs: list[str] = []
+
+    def book(seat: str) -> str:
+        """Book a seat."""
+        runs.append(seat)
+        raise NotImplementedError("no seats in this class")
+
+    class Own(BaseTool):
+        name: str = "own"
+        description: str = "Book a seat."
+
+        def _run(self, seat: str) -> str:
+            return book(seat)
+
+    class Awaited(Own):
+        async def _arun(self, seat: str) -> str:
+            return f"booked {seat}"
+
+    for one, calls in ((book, 1), (tool(book), 1), (Own(), 1)):
+        assert "no seats in this class" in run(one, {"seat": "4a"}).error and runs == ["4a"] * calls
+        runs.clear()
+    assert run(Awaited(), {"seat": "4a"}).text == "booked 4a"

@@ -25,6 +25,8 @@ _Floats = NDArray[np.float64]
 CONFIDENCE: Final = 0.95
 """Share of the intervals that hold the true figure."""
 _FLIPS: Final = 9_999
+_NOISE: Final = 1e-9
+"""Values of about 1 that are closer to one another are the same but for rounding."""
 _NORMAL: Final = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 
 
@@ -104,10 +106,10 @@ class _Spread(NamedTuple):
 
     n: int
     mean: float
-    square: float
-    """Mean of the squares."""
+    deviation: float
+    """Mean square of the distances from the mean."""
     variance: float
-    """0 for fewer than two clusters."""
+    """0 for fewer than two clusters, and where all values are the same."""
     groups: int
     effective: float
     """Clusters of one size that would be worth as much (Kish)."""
@@ -115,23 +117,26 @@ class _Spread(NamedTuple):
     @classmethod
     def of(cls, values: Sequence[float], clusters: Sequence[str] | None) -> _Spread:
         data = np.asarray(values, dtype=np.float64)
-        sums, counts = _by_cluster(data, clusters)
-        n, mean, square, groups = len(data), float(data.mean()), float((data**2).mean()), len(sums)
-        share = counts / n
+        n, mean = len(data), float(data.mean())
+        around = data - mean
+        sums, counts = _by_cluster(around, clusters)
+        groups, share = len(sums), counts / n
         effective = 1 / float((share**2).sum())
-        if groups < 2 or (data == data[0]).all():
-            return cls(n, mean, square, 0.0, groups, effective)
+        # Differences of the same size differ in their last bits: 0.3 - 0.2 is not 0.2 - 0.1.
+        if groups < 2 or float(np.ptp(data)) <= _NOISE * max(1.0, float(np.abs(data).max())):
+            return cls(n, mean, 0.0, 0.0, groups, effective)
+        deviation = float((around**2).mean())
         # What the clusters' residuals say (CR2 of Bell and McCaffrey) is too small where by chance only small clusters
         # differ; what a common correlation within clusters says (of an analysis of variance) is not.
-        variance = float(((sums - mean * counts) ** 2 / (1 - share)).sum()) / n**2
+        variance = float((sums**2 / (1 - share)).sum()) / n**2
         if groups < n:
             explained = float((sums**2 / counts).sum())
-            between, within = (explained - n * mean**2) / (groups - 1), (n * square - explained) / (n - groups)
+            between, within = explained / (groups - 1), (n * deviation - explained) / (n - groups)
             size = (n - n / effective) / (groups - 1)
-            total = max((between + (size - 1) * within) / size, square - mean**2)
+            total = max((between + (size - 1) * within) / size, deviation)
             correlation = min(1.0, max(0.0, (between - within) / size / total))
             variance = max(variance, total / n * (1 + (n / effective - 1) * correlation))
-        return cls(n, mean, square, variance, groups, effective)
+        return cls(n, mean, deviation, variance, groups, effective)
 
     @property
     def quantile(self) -> float:
@@ -167,9 +172,10 @@ class _Spread(NamedTuple):
         factor = self.quantile if self.variance else _NORMAL
         # One gain and one loss more than there were: where few or no values changed, the change is not known to be 0.
         # n independent values would be as sure; all equal, as many as there are effective clusters.
-        n = (self.square - self.mean**2) / self.variance if self.variance else self.effective
+        n = self.deviation / self.variance if self.variance else self.effective
         mean = self.mean * n / (n + 2)
-        half = factor * math.sqrt(((n * self.square + 2) / (n + 2) - mean**2) / (n + 2))
+        square = self.deviation + self.mean**2
+        half = factor * math.sqrt(((n * square + 2) / (n + 2) - mean**2) / (n + 2))
         return Interval(max(-1.0, mean - half), min(1.0, mean + half))
 
 

@@ -80,6 +80,23 @@ def test_a_worth_has_an_interval_that_is_no_point(rows: list[tuple[float, str]],
         assert change.interval is not None and -1 <= change.interval.low < change.interval.high <= 1
 
 
+@pytest.mark.parametrize("clusters", [None, [*"aabcd"], [*"aaaab"]])
+@pytest.mark.parametrize("share", [True, False])
+def test_values_that_differ_by_rounding_alone_are_the_same(clusters: list[str] | None, share: bool) -> None:
+    """0.3 - 0.2 is not 0.2 - 0.1 in floating point."""
+    before, after = [0.1, 0.2, 0.3, 0.4, 0.7], [0.2, 0.3, 0.4, 0.5, 0.8]
+    rounded = paired(before, after, clusters=clusters, share=share)
+    exact = paired([0.0] * 5, [0.1] * 5, clusters=clusters, share=share)
+    assert len({b - a for a, b in zip(before, after, strict=True)}) > 1
+    assert (rounded.interval is None) is (exact.interval is None) is not share
+    assert rounded.interval == (pytest.approx(exact.interval) if share else None)
+    assert rounded.p == exact.p
+    near = figure([0.1 + 0.2, 0.3, 0.3, 0.1 + 0.2, 0.3], clusters=clusters, share=share)
+    same = figure([0.3] * 5, clusters=clusters, share=share)
+    assert near.se == same.se == 0.0
+    assert near.interval == (pytest.approx(same.interval) if share else None)
+
+
 def test_an_interval_of_clusters_is_the_published_one() -> None:
     """Korn and Graubard 1998 with CR2: clusters of four with 3, 4, 1 and 4 right, worked out by hand."""
     from scipy.stats import beta  # half a second, for every worker that collects the tests

@@ -216,6 +216,9 @@ def test_a_request_changes_policy_and_budget_within_limits(client: httpx.Client)
         ({"stream": "yes"}, 400, "stream"),
         ({"qzoom": {"policy": "oracle"}}, 400, "qzoom.policy"),
         ({"qzoom": {"budget": {"max_turns": 99}}}, 400, "at most 12"),
+        ({"qzoom": {"budget": {"max_turns": 10**400}}}, 400, "at most 12"),
+        ({"qzoom": {"budget": {"max_visual_tokens": 10**400}}}, 400, "at most 16384"),
+        ({"model": "\ud83d"}, 404, "There is no model"),
         ({"qzoom": {"budget": {"max_view": 1}}}, 400, "qzoom.budget.max_view"),
         ({"qzoom": {"budget": {"coarse_tokens": 50, "max_visual_tokens": 10}}}, 400, "budget.max_visual_tokens"),
         ({"qzoom": {"settings": {"model": "other"}}}, 400, "It allows: perception.max_looks"),
@@ -428,7 +431,8 @@ def test_an_allowed_key_keeps_the_servers_limits() -> None:
         return ChatRequest(**asked(), qzoom=Options(settings=wanted)).changes(server)
 
     assert changes(max_views=12, max_regions="2") == {"budget.max_views": 12, "perception.max_regions": "2"}
-    assert changes(max_new_tokens=10**6) == {"generation.max_new_tokens": 4096}
+    for many in (10**6, 10**400):
+        assert changes(max_new_tokens=many) == {"generation.max_new_tokens": 4096}
     for over in (1000, "1000", 1e300):
         with pytest.raises(RequestError, match=r"budget\.max_views may be at most 12 on this server"):
             changes(max_views=over)

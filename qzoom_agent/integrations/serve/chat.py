@@ -6,6 +6,7 @@ said before is put in front of it. The reply is the final answer, with boxes and
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
@@ -146,7 +147,9 @@ def _number(value: object) -> float | None:
     """Return a setting as the configuration reads it, where it is a number."""
     try:
         return float(value) if isinstance(value, str | int | float) else None
-    except (ValueError, OverflowError):
+    except OverflowError:  # a whole number of over 308 digits
+        return math.inf
+    except ValueError:
         return None
 
 

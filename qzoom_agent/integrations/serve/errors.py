@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.requests import ClientDisconnect
 
 from qzoom_agent.errors import BackendError, MissingDependency, QzoomError, redact
+from qzoom_agent.files import valid_unicode
 from qzoom_agent.models.interface import TOO_LONG
 
 
@@ -34,7 +35,9 @@ class RequestError(QzoomError, HTTPException):  # type: ignore[misc,unused-ignor
         """The body of the reply."""
         known = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
         kind = known.get(self.status_code, "invalid_request_error" if self.status_code < 500 else "server_error")
-        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+        # Half a surrogate pair in a name that the client sent cannot be written as UTF-8.
+        message = valid_unicode(str(self))
+        return {"error": {"message": message, "type": kind, "param": self.param, "code": self.code}}
 
 
 class ErrorDetail(BaseModel):

@@ -51,10 +51,13 @@ _DENIES: Final = re.compile(
 _DENIED: Final = re.compile(r".*(?:(?:n't|not)(?:\s+be)?|no\s+es|n'est\s+pas|不是)\W*\Z", re.IGNORECASE | re.DOTALL)
 _END: Final = re.compile(r"[\n。]|[.!?](?=[\"')\]*_]*(?:\s|\Z))")
 _TITLES: Final = re.compile(
-    r"dr|mr|mrs|ms|prof|st|ste|mt|ft|lt|col|gen|sgt|capt|rev|hon|gov|sen|rep|pres|no|nr|nos|fig|vol|vs|art|sec|ch|pp"
+    r"dr|mr|mrs|ms|prof|st|ste|mt|ft|lt|col|gen|sgt|capt|rev|hon|gov|sen|rep|pres|vs"
     r"|approx|ca|cf|e\.g|i\.e|jan|feb|mar|apr|jun|jul|aug|sep|sept|oct|nov|dec"
 )
 """Abbreviations that something follows."""
+_COUNTED: Final = re.compile(r"no|nr|nos|fig|vol|art|sec|ch|pp")
+"""Abbreviations that a number follows; without one, "No." is an answer."""
+_NUMBER: Final = re.compile(r"\s*[#(]?(?:\d|(?:[A-Z]|[IVXLC]{2,5})\b(?!\s[a-z]))")
 _SHORT: Final = re.compile(
     r"inc|ltd|co|corp|llc|plc|jr|sr|etc|ave|blvd|rd|dept|bldg|apt|est|min|max|hr|hrs|sq|oz|lb|lbs|in"
 )
@@ -193,7 +196,7 @@ def _sentence(text: str, start: int) -> str:
         body = _BULLET.sub("", body.lstrip(), count=1).lstrip("*_")
     end = len(body)
     for mark in _END.finditer(body):
-        word = _abbreviation(body, mark.start()) if mark[0] == "." else ""
+        word = _abbreviation(body, mark.start(), mark.end()) if mark[0] == "." else ""
         if word and _goes_on(word, body, mark.end()):
             continue
         if not _HEDGED.match(body, mark.end()):  # "B. Or maybe C." is one answer
@@ -204,22 +207,22 @@ def _sentence(text: str, start: int) -> str:
     return found.removesuffix(_CLOSING.get(text[start - 1 : start], ""))
 
 
-def _abbreviation(text: str, at: int) -> str:
+def _abbreviation(text: str, at: int, end: int) -> str:
     """Return the abbreviation in lower case, or initial, that the full stop at `at` ends; empty if it is none."""
     last = text[max(0, at - 16) : at].split()[-1:] or [""]
     word = last[0].strip("(\"'*")
     dotted = "." in word and all(len(part) <= 2 and part.isalpha() for part in word.split("."))
     initial = len(word) == 1 and word.isalpha() and word.isupper()
-    return (
-        word.lower() if dotted or initial or _TITLES.fullmatch(word.lower()) or _SHORT.fullmatch(word.lower()) else ""
-    )
+    known = _TITLES.fullmatch(word.lower()) or _SHORT.fullmatch(word.lower())
+    counted = _COUNTED.fullmatch(word.lower()) and _NUMBER.match(text, end)
+    return word.lower() if dotted or initial or known or counted else ""
 
 
 def _goes_on(word: str, text: str, end: int) -> bool:
     """Return whether a sentence goes on after the full stop of an abbreviation: another word that begins none."""
     if not text[end:].strip("\"')*_ \t\r\n") or text[end : end + 1] == "\n":
         return False
-    return _TITLES.fullmatch(word) is not None or _STARTS.match(text, end) is None
+    return bool(_TITLES.fullmatch(word) or _COUNTED.fullmatch(word)) or _STARTS.match(text, end) is None
 
 
 def _plain(text: str) -> str:

@@ -493,6 +493,7 @@ class _Delimited:
                 if "index" in self.header and len(cells) == len(self.header):
                     self.by_index[cells[self.header.index("index")]] = len(self.starts)
                 self.starts.append(start)
+        self.by_index.pop("", None)  # an empty cell is the number of no row
         twice = next((name for name in self.header if self.header.count(name) > 1), None)
         if twice is not None:
             raise ConfigError(f"{path} has two columns {twice!r}. Rename one.")

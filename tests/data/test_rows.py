@@ -70,6 +70,15 @@ def test_text_cells_stay_text(tmp_path: Path) -> None:
     assert [rows[0], rows[1]] == [{"code": "007", "answer": "NA"}, {"code": "1.50", "answer": 'a, "b"\nc'}]
 
 
+def test_an_empty_cell_names_no_row(tmp_path: Path) -> None:
+    """VLMEvalKit's tables name the image of another row by its index, which may be missing too."""
+    (tmp_path / "t.csv").write_text("index,image,question\n1,a.png,one?\n2,1,two?\n,b.png,three?\n3,,four?\n")
+    rows = open_path(tmp_path / "t.csv")
+    assert [rows[at]["image"] for at in range(4)] == ["a.png", "a.png", "b.png", ""]
+    (tmp_path / "t.csv").write_text("index,img,question\n1,a.png,one?\n,b.png,two?\n")
+    assert [row["img"] for row in open_path(tmp_path / "t.csv").only("img")] == ["a.png", "b.png"]
+
+
 @pytest.mark.parametrize("suffix", ["jsonl", "csv"])
 def test_rows_reach_workers_that_are_started_anew(tmp_path: Path, suffix: str) -> None:
     lines = {"jsonl": '{"q": "a"}\n{"q": "b"}\n{"q": "c"}\n', "csv": "q\na\nb\nc\n"}

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from qzoom_agent.files import valid_unicode
+
 MAX_CHARS = 8192
 """Characters looked at in one value; a zoom call needs about 100."""
 MAX_BRACKETS = 256
@@ -24,6 +26,7 @@ _DOUBLE, _SINGLE = '"\u201c\u201d', "'\u2018\u2019"
 _WIDE = "\uff0c\u3001\uff1a\uff1b"
 """Full-width commas, colon and semicolon."""
 _CLOSERS = {"{": "}", "[": "]", "(": "]"}
+_ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|(.))", re.DOTALL)
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f"}
 
 
@@ -103,6 +106,10 @@ class _Open:
         self.key, self.colon = None, False
 
 
+def _unescaped(found: re.Match[str]) -> str:
+    return chr(int(found[1], 16)) if found[1] else _ESCAPES.get(found[2], found[2])
+
+
 def _repair(text: str) -> tuple[object, int]:
     """Return the value whose opening bracket is the first character, and the offset just after it."""
     values: list[object] = []
@@ -121,7 +128,7 @@ def _repair(text: str) -> tuple[object, int]:
         if kind == "word":
             stack[-1].add(float(token) if _NUMBER.fullmatch(token) else _NAMES.get(token.lower(), token))
         elif kind != "mark":
-            stack[-1].add(re.sub(r"(?s)\\(.)", lambda escaped: _ESCAPES.get(escaped[1], escaped[1]), token))
+            stack[-1].add(valid_unicode(_ESCAPE.sub(_unescaped, token)))
         elif token in _CLOSERS:
             stack.append(_Open({} if token == "{" else []))
             closers.append(_CLOSERS[token])

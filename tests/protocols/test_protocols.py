@@ -536,6 +536,14 @@ def test_quotes_inside_strings_are_kept() -> None:
     assert found.value == {"label": 'the man\'s "big" hat', "x": 'the "STOP" sign'}
 
 
+@pytest.mark.parametrize("end", ["}", ",}", ""])
+def test_escaped_characters_are_those_that_they_stand_for_in_broken_json_too(end: str) -> None:
+    found = read_json(r'{"label": "caf\u00e9 \ud83d\ude00 \u4e2d\"", "cut": "\ud83d"' + end)
+    assert found is not None and isinstance(found.value, dict)
+    assert found.value["label"] == 'caf\u00e9 \U0001f600 \u4e2d"'
+    assert not found.repaired or found.value["cut"] == "\ufffd"
+
+
 def test_messages_are_plain_json() -> None:
     made = message("user", "Look: ", image_part("coarse"), "", "What is it?")
     assert json.loads(json.dumps(made)) == made

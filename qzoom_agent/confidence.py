@@ -20,7 +20,7 @@ FILE: Final = "confidence.json"
 _LEAST: Final = 1e-6
 
 
-class Fitted(BaseModel, frozen=True, use_attribute_docstrings=True):
+class Fitted(BaseModel, frozen=True, use_attribute_docstrings=True, allow_inf_nan=False):
     """The correction for one policy, and the questions that it was fitted to."""
 
     slope: float

@@ -129,6 +129,8 @@ def read_json(path: Path | str, kind: type[_Data], advice: str) -> _Data:
     except ValidationError as error:
         fault = first_fault(error)
         raise ConfigError(f"Cannot read {path}: it is damaged or another file: {fault}. {advice}") from None
+    except ConfigError as error:  # of a part that checks itself, such as a configuration
+        raise ConfigError(f"Cannot read {path}: {error} {advice}") from None
 
 
 def version_numbers(version: object) -> tuple[int, ...]:

@@ -52,6 +52,13 @@ def test_an_answer_has_the_confidence_of_its_model(tmp_path: Path) -> None:
     assert (answer.usage.requests, answer.usage.prompt_tokens) == (1, answer.trace.turns[0].prompt_tokens)
 
 
+def test_a_calibration_of_numbers_that_are_none_is_refused(tmp_path: Path) -> None:
+    """Every answer would be certain."""
+    (tmp_path / "c.json").write_text('{"policies": {"direct": {"slope": NaN, "intercept": 0, "questions": 9}}}')
+    with pytest.raises(ConfigError, match=r"Cannot read .*c\.json: .*\.direct\.slope: Input should be a finite"):
+        Calibration.load(tmp_path / "c.json")
+
+
 def test_a_repeated_run_has_the_same_confidence() -> None:
     first = Agent.from_pretrained("nano", policy="direct").run(IMAGE, "which?")
     saved = AgentConfig.model_validate(first.trace.config)  # names the format, as a config.yaml does

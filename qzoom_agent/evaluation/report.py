@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple, get_args
 import PIL.Image
 import PIL.ImageDraw
 
+from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.audit import MEANINGS, TaskAudit, points, read_audit
 from qzoom_agent.evaluation.compare import compare, deciding, worth
 from qzoom_agent.evaluation.run_log import RunFolder
@@ -63,6 +65,7 @@ def write_run_report(folder: RunFolder, *, baseline: RunFolder | None = None, pa
     _write_episodes(folder, rows)
     figures = {name: Results.of(other) for name, other in others.items()}
     results = Results.of(folder)
+    _require_counted(folder, results, rows)
     tasks = list(results.tasks.values())
     shown = _shown(results, rows)
     limit = min(4_000, THUMBNAIL_BYTES // max(1, len(shown)))
@@ -85,6 +88,18 @@ def write_run_report(folder: RunFolder, *, baseline: RunFolder | None = None, pa
         environment=results.environments[-1] if results.environments else {},
     )
     return page.write_page(text, target)
+
+
+def _require_counted(folder: RunFolder, results: Results, rows: Sequence[SampleResult]) -> None:
+    """Raise ConfigError if the figures are of answers that are no longer there."""
+    there = Counter(task for task, _ in {(row.task, row.index) for row in rows})
+    for name, task in results.tasks.items():
+        if there[name] < task.n:
+            raise ConfigError(
+                f"The results.json of {folder.path} counts {task.n} answers to {name}, but samples.jsonl holds "
+                f"{there[name]}. Ask the others again with the command of the run, or count those that are left: "
+                f"qzoom eval rescore {folder.path}."
+            )
 
 
 def _write_episodes(folder: RunFolder, rows: Sequence[SampleResult]) -> None:

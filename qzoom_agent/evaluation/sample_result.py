@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import PIL.Image
-from pydantic import AliasChoices, BaseModel, Field, JsonValue, computed_field
+from pydantic import AfterValidator, AliasChoices, BaseModel, Field, JsonValue, computed_field
 
 from qzoom_agent.config import AgentConfig, PolicyName
 from qzoom_agent.data.samples import Sample
@@ -24,13 +25,23 @@ from qzoom_agent.evaluation.redundancy import INSIDE, Redundancy, count
 from qzoom_agent.evaluation.tasks.task import CustomScorer, Score, Scorer, apply, rule_version
 from qzoom_agent.geometry import Box
 from qzoom_agent.images import digest, load_image, upright_size
-from qzoom_agent.trace import Quad, Text, Trace, Usage
+from qzoom_agent.trace import Count, Quad, Text, Trace, Usage
 from qzoom_agent.views import ViewStore, original_id
 
 Cause = Literal["failed", "never looked", "looked elsewhere", "saw and misread", "looked, place unknown"]
 TAKE_GOLD: frozenset[PolicyName] = frozenset({"oracle", "random"})
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1 + 1e-9)]
+"""A share of an area, whose rounding may go over 1."""
 _TOLD = ("kind", "cluster", "gold", "options", "meta", "box_images")
 """Fields that a task can correct without another answer."""
+
+
+def _in_time(usage: Usage) -> Usage:
+    for name, seconds in usage.seconds:
+        if not 0 <= seconds < math.inf:
+            raise ValueError(f"seconds.{name}: Input should be a finite number that is not negative")
+    return usage
 
 
 class AnswerLike(Protocol):
@@ -102,33 +113,33 @@ class SampleResult(BaseModel, frozen=True, use_attribute_docstrings=True):
     """Probability of the answer's least likely token, not calibrated; None without log-probabilities."""
     confidence: float | None = None
     """Calibrated probability that the answer is right; None without a calibration."""
-    usage: Usage = Field(default_factory=Usage)
-    token_layers: float = 0.0
+    usage: Annotated[Usage, AfterValidator(_in_time)] = Field(default_factory=Usage)
+    token_layers: Amount = 0.0
     """Prefill work: tokens times decoder layers, of the coarse pass and of all turns."""
-    turns: int = 0
-    zooms: int = 0
+    turns: Count = 0
+    zooms: Count = 0
     """Crops shown, whoever asked for them."""
     crops: list[Quad] = Field(default_factory=list)
     """Their boxes, in pixels of their image."""
     crop_images: list[int] = Field(default_factory=list)
     """The image of each, counted from 0; empty where the question has one image."""
-    unread: int = 0
+    unread: Count = 0
     """Attempts to call the zoom tool that could not be read."""
     gate: float | None = None
     """The gate's score; None where there was no gate."""
     fired: bool | None = None
     """The gate asked for more detail."""
-    looks: int = 0
+    looks: Count = 0
     """Looks of the branches."""
-    proposed: int = 0
+    proposed: Count = 0
     """Boxes that they proposed."""
-    recall: float | None = None
+    recall: Share | None = None
     """Share of the needle inside the best crop, of the worst-covered needle; None without needles."""
-    iou: float | None = None
+    iou: Share | None = None
     """Intersection over union of needle and best crop, the mean over needles; None without needles."""
     redundancy: Redundancy | None = None
     """The crops and how many of them added nothing (`redundancy`); None if it is unknown what was needed."""
-    elapsed: float = 0.0
+    elapsed: Amount = 0.0
     """Seconds since the process that asked had finished its last sample, whatever ran side by side: they add up to the
     time of the run."""
     peak_memory: dict[str, int] = {}

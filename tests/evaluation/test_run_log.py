@@ -74,6 +74,34 @@ def test_a_row_that_is_worth_what_no_answer_can_be_is_refused(worth: float, tmp_
         summarise(RunFolder(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("usage.seconds.think", float("nan")),
+        ("usage.seconds.think", -1.0),
+        ("token_layers", float("inf")),
+        ("elapsed", -1.0),
+        ("zooms", -1),
+        ("recall", 2.0),
+        ("iou", float("nan")),
+    ],
+)
+def test_a_row_that_costs_or_shows_what_nothing_can_is_refused(
+    field: str, value: float, finished: Path, tmp_path: Path
+) -> None:
+    """It would be the cost of the whole run, or leave it without an interval."""
+    folder = copytree(finished, tmp_path / "run")
+    row = json.loads(lines(folder / "samples.jsonl")[0])
+    part, (*outer, name) = row, field.split(".")
+    for key in outer:
+        part = part[key]
+    part[name] = value
+    change_row(folder, **row)
+    told = field.replace("usage.", "usage: ")
+    with pytest.raises(ConfigError, match=rf"Line 1 of .* is not the result of a sample: {told}: Input should"):
+        summarise(RunFolder(folder))
+
+
 def test_a_trace_cannot_name_a_picture_outside_the_run(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     go_on(folder)
@@ -107,6 +135,24 @@ def test_a_damaged_file_says_what_to_do(
             assert name != "run.json"  # the others are written anew, or not needed for a report
     assert qzoom(["eval", "report", str(folder)]) in (0, 2)
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_report_of_more_answers_than_there_are_says_so(finished: Path, tmp_path: Path) -> None:
+    folder = copytree(finished, tmp_path / "run")
+    (folder / "samples.jsonl").write_text("\n".join(lines(folder / "samples.jsonl")[:1]) + "\n")
+    with pytest.raises(ConfigError, match=r"results\.json of .* counts 4 answers .* samples\.jsonl holds 1"):
+        write_run_report(RunFolder(folder))
+    rescore(RunFolder(folder), [numbers()])
+    assert write_run_report(RunFolder(folder)).exists()
+
+
+def test_a_configuration_in_the_results_that_cannot_be_is_told_with_its_file(finished: Path, tmp_path: Path) -> None:
+    folder = copytree(finished, tmp_path / "run")
+    results = json.loads((folder / "results.json").read_text())
+    results["config"]["perception"]["max_regions"] = "x"
+    (folder / "results.json").write_text(json.dumps(results))
+    with pytest.raises(ConfigError, match=r"Cannot read .*results\.json: Bad value for 'perception\.max_regions'"):
+        write_run_report(RunFolder(folder))
 
 
 def test_a_torn_row_is_asked_again_and_a_foreign_one_named(tmp_path: Path) -> None:

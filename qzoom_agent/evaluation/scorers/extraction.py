@@ -210,7 +210,7 @@ def _sentence(text: str, start: int) -> str:
 def _abbreviation(text: str, at: int, end: int) -> str:
     """Return the abbreviation in lower case, or initial, that the full stop at `at` ends; empty if it is none."""
     last = text[max(0, at - 16) : at].split()[-1:] or [""]
-    word = last[0].strip("(\"'*")
+    word = last[0].strip("(\"'*`\u201c\u2018")
     dotted = "." in word and all(len(part) <= 2 and part.isalpha() for part in word.split("."))
     initial = len(word) == 1 and word.isalpha() and word.isupper()
     known = _TITLES.fullmatch(word.lower()) or _SHORT.fullmatch(word.lower())

@@ -57,6 +57,8 @@ OPTIONS = ("red", "dark red", "blue", "A. Smith")
         ("Answer: No. 5", "No. 5"),
         ("The answer is No. 5. It is on the left.", "No. 5"),
         ("The answer is Vol. II. It is old.", "Vol. II"),
+        ("The answer is `Dr. No`.", "Dr. No"),
+        ("The answer is \u201cMr. Smith\u201d. It says so.", "Mr. Smith"),
         ("The answer is No.", "No"),
         ("The answer is no. The sign says closed.", "no"),
         ("Answer: No. A car stands there.", "No"),

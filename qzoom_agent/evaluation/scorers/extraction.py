@@ -50,22 +50,26 @@ _DENIES: Final = re.compile(
 """A sentence after "the answer is" that denies something; "neither" and "non-fat" are answers."""
 _DENIED: Final = re.compile(r".*(?:(?:n't|not)(?:\s+be)?|no\s+es|n'est\s+pas|不是)\W*\Z", re.IGNORECASE | re.DOTALL)
 _END: Final = re.compile(r"[\n。]|[.!?](?=[\"')\]*_]*(?:\s|\Z))")
-_TITLES: Final = re.compile(
-    r"dr|mr|mrs|ms|prof|st|ste|mt|ft|lt|col|gen|sgt|capt|rev|hon|gov|sen|rep|pres|vs"
-    r"|approx|ca|cf|e\.g|i\.e|jan|feb|mar|apr|jun|jul|aug|sep|sept|oct|nov|dec"
-)
+_TITLES: Final = re.compile(r"dr|mr|mrs|ms|prof|st|ste|mt|ft|lt|col|gen|sgt|capt|rev|hon|gov|sen|rep|pres")
+"""Abbreviations that a name follows, and of which some may also end one: "St. Louis", "Main St."."""
+_JOINS: Final = re.compile(r"vs|approx|ca|cf|e\.g|i\.e")
 """Abbreviations that something follows."""
 _COUNTED: Final = re.compile(r"no|nr|nos|fig|vol|art|sec|ch|pp")
 """Abbreviations that a number follows; without one, "No." is an answer."""
 _NUMBER: Final = re.compile(r"\s*[#(]?(?:\d|(?:[A-Z]|[IVXLC]{2,5})\b(?!\s[a-z]))")
 _SHORT: Final = re.compile(
     r"inc|ltd|co|corp|llc|plc|jr|sr|etc|ave|blvd|rd|dept|bldg|apt|est|min|max|hr|hrs|sq|oz|lb|lbs|in"
+    r"|jan|feb|mar|apr|jun|jul|aug|sep|sept|oct|nov|dec"
 )
 """Abbreviations that may end a sentence."""
-_STARTS: Final = re.compile(
-    r"\s+[\"'(*]*(?:It|Its|The|This|That|These|Those|There|I|We|He|She|They|Because|So|As|But|And|You|If|Since"
-    r"|Therefore|Thus|However|Not|Here|Looking|Based|In|On|For|From|Both|Or)\b"
+_NO_NAMES: Final = (
+    "It|Its|The|This|That|These|Those|There|We|They|Because|As|If|Since|Therefore|Thus|However|Here|Looking|Based"
+    "|From|Both"
 )
+"""Words that begin a sentence and no person's name."""
+_STARTS: Final = re.compile(rf"\s+[\"'(*]*(?:{_NO_NAMES}|I|He|She|So|But|And|You|Not|In|On|For|Or)\b")
+_STARTS_ANEW: Final = re.compile(rf"\s+[\"'(*]*(?:{_NO_NAMES})\b")
+"""The same after a title: "Dr. He" and "Mr. So" are names."""
 _COPULA: Final = re.compile("(?:です|でした|である|だと思います|(?<![ぁ-ん])だ|입니다|이다)[。.]?\\Z")
 _REASON: Final = re.compile(
     r"[,;]?\s+(?:because|since|as\s+(?:seen|shown|indicated|it|the|can|we|per)|based\s+on|according\s+to|given\s+that)\b.*",
@@ -213,7 +217,7 @@ def _abbreviation(text: str, at: int, end: int) -> str:
     word = last[0].strip("(\"'*`\u201c\u2018")
     dotted = "." in word and all(len(part) <= 2 and part.isalpha() for part in word.split("."))
     initial = len(word) == 1 and word.isalpha() and word.isupper()
-    known = _TITLES.fullmatch(word.lower()) or _SHORT.fullmatch(word.lower())
+    known = any(kind.fullmatch(word.lower()) for kind in (_TITLES, _JOINS, _SHORT))
     counted = _COUNTED.fullmatch(word.lower()) and _NUMBER.match(text, end)
     return word.lower() if dotted or initial or known or counted else ""
 
@@ -222,7 +226,9 @@ def _goes_on(word: str, text: str, end: int) -> bool:
     """Return whether a sentence goes on after the full stop of an abbreviation: another word that begins none."""
     if not text[end:].strip("\"')*_ \t\r\n") or text[end : end + 1] == "\n":
         return False
-    return bool(_TITLES.fullmatch(word) or _COUNTED.fullmatch(word)) or _STARTS.match(text, end) is None
+    if _JOINS.fullmatch(word) or _COUNTED.fullmatch(word):
+        return True
+    return (_STARTS_ANEW if _TITLES.fullmatch(word) else _STARTS).match(text, end) is None
 
 
 def _plain(text: str) -> str:

@@ -18,7 +18,7 @@ from qzoom_agent.data.samples import Sample, Samples, TaskSource
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.extensions import bound_arguments, calling, reference
 
-RULES: Final = "3"
+RULES: Final = "4"
 """Version of this package's scorers: raised with every change that can change a score."""
 MOST_CHARACTERS: Final = 200_000
 """A longer reply is no answer, and is not read."""

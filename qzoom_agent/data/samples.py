@@ -49,6 +49,11 @@ class Sample:
         """All images of the question, in order."""
         return [self.image, *self.others]
 
+    @property
+    def known_boxes(self) -> tuple[Box, ...] | None:
+        """The boxes, empty if no part in particular is meant; None if nothing is known of them."""
+        return self.boxes if self.boxes or self.coarse_suffices else None
+
 
 class Samples(Protocol):
     """Samples that are read (images decoded) one at a time."""

@@ -418,9 +418,9 @@ class TaskRun:
         """Ask a sample; `about` makes the part of the row that is known beforehand, from the image's digest."""
         policy = self.agent.config.policy
         try:
-            if policy == "oracle" and not sample.boxes and not sample.coarse_suffices:
+            boxes = sample.known_boxes if policy in TAKE_GOLD else None
+            if policy == "oracle" and boxes is None:
                 raise ConfigError("The policy 'oracle' needs to know where the answer is, and this sample has no box.")
-            boxes = sample.boxes if policy in TAKE_GOLD else None
             images: Any = sample.images if sample.others else sample.image
             answer = self.agent.run(images, sample.question, boxes=boxes, seed=seed)
         except QzoomError as error:

@@ -266,7 +266,7 @@ def asked(
         sample.id,
         image,
         sample.question,
-        boxes if config.policy in TAKE_GOLD else None,
+        boxes if config.policy in TAKE_GOLD and sample.known_boxes is not None else None,
         config.model_dump(mode="json"),
         weights,
         episode,

@@ -136,6 +136,17 @@ def test_an_oracle_that_knows_nothing_is_an_error(tmp_path: Path) -> None:
     assert result.statuses == {"answered": 2, "error": 3}
 
 
+def test_a_random_crop_is_shown_where_nothing_is_known_of_boxes(tmp_path: Path) -> None:
+    class Unknown(Numbers):
+        def __getitem__(self, index: int, /) -> Sample:
+            return replace(super().__getitem__(index), boxes=(), coarse_suffices=True if index == 0 else None)
+
+    task = Task(name="numbers", title="", load=lambda source: Unknown("numbers", 3), scorers={"clean": clean})
+    evaluate(player(policy="random"), [task], out=tmp_path)
+    # of sample 0 it is known that no part in particular is meant
+    assert [len(row.crops) for row in RunFolder(tmp_path).in_order()] == [0, 1, 1]
+
+
 def test_seeds_are_of_the_sample_and_not_of_the_order(tmp_path: Path) -> None:
     first, again = Given(), Given()
     evaluate(first, [numbers(3)], out=tmp_path / "a")

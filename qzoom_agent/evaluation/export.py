@@ -1,6 +1,7 @@
 """A run for other tools: its rows as a table, its figures for a model card, or its answers for a test server.
 
-parquet, csv   a row a sample with typed columns: `score_<scorer>` is a number, `parsed_<scorer>` a truth value
+parquet, csv   a row a sample with typed columns: `score_<scorer>` is a number, `parsed_<scorer>` a truth value; of
+               `qzoom run` the results as they are
 hf             `model-index` metadata of a model card, as YAML
 submission     the answers of a split whose gold answers are kept back
 """
@@ -25,6 +26,8 @@ _FILES: Final[Mapping[Format, str]] = {
     "hf": "model-index.yaml",
     "submission": "submission.json",
 }
+RESULTS: Final = "results.parquet"
+"""Table of the answers in the folder of `qzoom run`."""
 _COLUMNS: Final[Mapping[str, str]] = {
     "task": "string",
     "id": "string",
@@ -69,12 +72,23 @@ def export(folder: RunFolder, format: Format, path: Path | None = None) -> Path:
     rows = folder.latest()
     if not rows:
         raise ConfigError(f"There is nothing to export in {folder.path}: no sample was finished.")
-    target = require_file(path or folder.path / _FILES[format])
+    results = folder.path / RESULTS
+    if results.exists() and format == "parquet":
+        raise ConfigError(f"The answers of this run are a parquet file already: {results}.")
+    given = results.exists() and format == "csv"
+    target = require_file(path or (results.with_suffix(".csv") if given else folder.path / _FILES[format]))
     with atomic_write(target) as part:
-        if format == "hf":
+        if given:
+            require_pyarrow()
+            from pyarrow import parquet
+
+            _write_csv(parquet.read_table(results).to_pydict(), part)
+        elif format == "csv":
+            _write_csv(columns(rows), part)
+        elif format == "hf":
             _write_model_index(summarise(folder), part)
         else:
-            {"parquet": _write_parquet, "csv": _write_csv, "submission": _write_submission}[format](rows, part)
+            {"parquet": _write_parquet, "submission": _write_submission}[format](rows, part)
     return target
 
 
@@ -130,9 +144,8 @@ def require_pyarrow() -> None:
     require("pyarrow", extra="run", use="Writing parquet")
 
 
-def _write_csv(rows: Sequence[SampleResult], path: Path) -> None:
-    """Write lists as JSON, and nothing where nothing is known."""
-    held = columns(rows)
+def _write_csv(held: Mapping[str, Sequence[Any]], path: Path) -> None:
+    """Write columns, with lists as JSON, and nothing where nothing is known."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(held)

@@ -30,7 +30,7 @@ from qzoom_agent.data.questions import read_question
 from qzoom_agent.data.rows import SUFFIXES, Row, Rows, RowSamples, is_saved, open_path, tables_in
 from qzoom_agent.data.samples import Sample, TaskSource
 from qzoom_agent.errors import ConfigError, QzoomError
-from qzoom_agent.evaluation.export import require_pyarrow, write_parquet
+from qzoom_agent.evaluation.export import RESULTS, require_pyarrow, write_parquet
 from qzoom_agent.evaluation.run_log import RunFolder, RunSpec, weights_of_agent
 from qzoom_agent.evaluation.runner import ProgressListener, Shard, TaskRun, ask_all, plan
 from qzoom_agent.evaluation.sample_result import SampleResult
@@ -43,7 +43,6 @@ from qzoom_agent.pdf import file_of, pages
 
 logger = logging.getLogger(__name__)
 
-RESULTS: Final = "results.parquet"
 ANSWERED: Final[Mapping[str, str]] = {
     "answer": "string",
     "status": "string",

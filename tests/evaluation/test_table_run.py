@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from datetime import datetime
@@ -17,6 +18,7 @@ from pyarrow import parquet
 from qzoom_agent.agent import Agent
 from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.evaluation import table_run
+from qzoom_agent.evaluation.export import export
 from qzoom_agent.evaluation.run_log import RunFolder
 from qzoom_agent.evaluation.table_run import image_rows, run_table
 from qzoom_agent.messages import Message
@@ -74,6 +76,19 @@ def test_every_row_has_a_result(table: Path, tmp_path: Path) -> None:
     assert first["seconds"] >= 0
     run_table(asked.agent, table, out=tmp_path / "run")
     assert len(asked.words) == 6, "a finished run asks nothing again"
+
+
+def test_the_results_are_exported_as_csv(table: Path, tmp_path: Path) -> None:
+    done = run_table(Asked().agent, table, out=tmp_path / "run")
+    path = export(RunFolder(tmp_path / "run"), "csv")
+    assert path == done.path.with_suffix(".csv")
+    with path.open(encoding="utf-8", newline="") as file:
+        first, *others = csv.DictReader(file)
+    assert len(others) == 5 and list(first) == list(results(done.path)[0])
+    assert (first["id"], first["image"], first["answer"]) == ("r0", "red.png", "w0")
+    assert json.loads(first["boxes"]) == [[14.0, 14.0, 98.0, 98.0]] and first["error"] == ""
+    with pytest.raises(ConfigError, match="a parquet file already"):
+        export(RunFolder(tmp_path / "run"), "parquet")
 
 
 def test_a_row_may_be_about_several_images(tmp_path: Path) -> None:

@@ -92,6 +92,13 @@ class DatasetSpec(Section):
     def is_needle(self) -> bool:
         return self.path == "needle"
 
+    def shares_rows(self, other: "DatasetSpec") -> bool:
+        """Return whether both read the same boards, or the same split of a table."""
+        keys = ["path", "name", "seed" if self.is_needle else "split"]
+        if expanded(self.path).is_file():  # which has no splits
+            keys.remove("split")
+        return all(getattr(self, key) == getattr(other, key) for key in keys)
+
 
 class Record(TypedDict):
     """One question about one image."""
@@ -361,15 +368,15 @@ def _board(seed: int, tasks: tuple[str, ...]) -> tuple[Board, list[Fact]]:
 
 
 def count_rows(sources: Sequence[DatasetSpec]) -> int | None:
-    """Return the number of rows of some sources; None where a hub's is taken whole, ConfigError for a bad file."""
+    """Return the number of rows of some sources; None where a hub's is taken whole.
+
+    Raises ConfigError for a file that cannot be read or lacks a column.
+    """
     counts = [_count(one) for one in sources]
     return None if None in counts else sum(count or 0 for count in counts)
 
 
 def _count(source: DatasetSpec) -> int | None:
-    if source.is_needle:
-        return source.limit or 1000
-    if not expanded(source.path).exists() and on_hub(source.path):
+    if not source.is_needle and not expanded(source.path).exists() and on_hub(source.path):
         return source.limit
-    count = len(open_table(source.path, config=source.name, split=source.split))
-    return min(count, source.limit or count)
+    return len(_open(source))

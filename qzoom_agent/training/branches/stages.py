@@ -29,7 +29,7 @@ from qzoom_agent.models.prompts import save_processor
 from qzoom_agent.perception.branches import FURTHER, Branches
 from qzoom_agent.protocols.wording import write_prompt
 from qzoom_agent.training.branches.base_inference import branches_of
-from qzoom_agent.training.branches.branch_recipe import Optimisation, StageName, load_branch_recipe
+from qzoom_agent.training.branches.branch_recipe import BranchRecipe, Optimisation, StageName, load_branch_recipe
 from qzoom_agent.training.branches.calibrate import with_thresholds
 from qzoom_agent.training.branches.cost_estimate import describe
 from qzoom_agent.training.branches.dataset import load_records
@@ -42,7 +42,7 @@ from qzoom_agent.training.branches.proposals import localisation, look_at_record
 from qzoom_agent.training.branches.regions import train_regions
 from qzoom_agent.training.branches.run_dir import RULE_KEYS, RunDirectory, copy_branches
 from qzoom_agent.training.branches.sdrpn import train_sdrpn
-from qzoom_agent.training.branches.sharded_table import say
+from qzoom_agent.training.branches.sharded_table import say, together
 from qzoom_agent.training.recipe_io import as_yaml, keep_recipe, recipe_parser, writing
 
 
@@ -274,6 +274,18 @@ def run_stage(run: RunDirectory, stage: StageName) -> None:
     STAGES[stage](run)
 
 
+def _warn_of_shared_rows(recipe: BranchRecipe, stages: Sequence[StageName]) -> None:
+    learned = [source for stage in stages for source in recipe.asked(stage)]
+    for held in recipe.held_out:
+        if any(map(held.shares_rows, learned)) and together().is_main_process:
+            which = f"seed {held.seed}" if held.is_needle else f"split {held.split}"
+            print(
+                f"held_out reads {held.path} ({which}), as data does: thresholds and figures are of questions that "
+                f"were trained on. Give it another {'seed' if held.is_needle else 'split or table'}.",
+                file=sys.stderr,
+            )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = recipe_parser(__doc__, output="runs/branches", prog="qzoom train")
     parser.add_argument("stage", choices=(ALL, *STAGES))
@@ -283,6 +295,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     changes = {} if options.model is None else {"model": options.model}
     recipe = load_branch_recipe(options.config, overrides=options.overrides, **changes)
     stages: list[StageName] = recipe.stages if options.stage == ALL else [options.stage]
+    _warn_of_shared_rows(recipe, stages)
     if options.dry_run:
         print(as_yaml(recipe))
         for stage in stages:

@@ -36,12 +36,13 @@ def numbers(plan: str) -> dict[str, list[str]]:
 
 
 def test_rows_of_local_files_and_folders_are_counted(tmp_path: Path) -> None:
-    table = Dataset.from_dict({"question": ["a\u2028b", "c", "d"]})
+    table = Dataset.from_dict({"question": ["a\u2028b", "c", "d"], "image": ["i.png"] * 3, "answer": ["x"] * 3})
     table.save_to_disk(str(tmp_path / "folder"))
     DatasetDict({"train": table, "test": table.select([0])}).save_to_disk(str(tmp_path / "splits"))
     table.to_parquet(str(tmp_path / "rows.parquet"))
-    (tmp_path / "rows.jsonl").write_text('{"a": "x\u2028"}\n\n{"a": 1}\n')
-    (tmp_path / "rows.json").write_text(json.dumps([{"a": 1}] * 5, indent=1))
+    row = {"image": "i.png", "question": "x\u2028", "answer": "y"}
+    (tmp_path / "rows.jsonl").write_text(f"{json.dumps(row, ensure_ascii=False)}\n\n{json.dumps(row)}\n")
+    (tmp_path / "rows.json").write_text(json.dumps([row] * 5, indent=1))
 
     def count(name: str, **more: Any) -> int | None:
         return count_rows([DatasetSpec(path=str(tmp_path / name), **more)])
@@ -54,6 +55,8 @@ def test_rows_of_local_files_and_folders_are_counted(tmp_path: Path) -> None:
     assert count_rows([]) == 0
     with pytest.raises(ConfigError, match=r"nothing\.jsonl cannot be read"):
         count("nothing.jsonl")
+    with pytest.raises(ConfigError, match="has no column words; it has question, image, answer"):
+        count("folder", columns={"question": "words"})
 
 
 def test_a_folder_has_the_shape_of_its_config(folders: Callable[[Family], Path], tmp_path: Path) -> None:

@@ -82,6 +82,26 @@ def test_data_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "3 of 4 rows that cannot be asked: row 2: The image 'two.png' is neither a file in" in told
 
 
+def test_questions_that_are_trained_on_and_held_out_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"image": "one.png", "question": "?", "answer": "x"}] * 2
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).write_text("\n".join(map(json.dumps, rows)))
+    a, b = ({"path": str(tmp_path / name)} for name in ("a.jsonl", "b.jsonl"))
+    hub = {"path": "owner/table", "limit": 8}
+    boards = {"path": "needle", "limit": 8}
+    recipe = tmp_path / "recipe.yaml"
+    for learned, held, named in (
+        (a, b, False), (a, a, True), (a, {**a, "limit": 1, "seed": 1}, True), (a, {**a, "split": "test"}, True),
+        (hub, hub, True), (hub, {**hub, "split": "test"}, False),
+        (boards, {**boards, "seed": 1}, False), (boards, {**boards, "limit": 4}, True),
+    ):  # fmt: skip
+        recipe.write_text(safe_dump({"model": "nano", "data": [learned], "held_out": [held]}))
+        assert qzoom(["train", "sdrpn", "--config", str(recipe), "--dry-run"]) == 0
+        assert ("questions that were trained on" in capsys.readouterr().err) == named
+
+
 def test_an_image_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "one.png").write_text("no picture")
     (tmp_path / "rows.jsonl").write_text(json.dumps({"image": "one.png", "question": "?", "answer": "x"}))

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
+from difflib import get_close_matches
 from functools import partial
 from importlib.metadata import entry_points
 from inspect import signature
@@ -100,10 +101,12 @@ def find(name: str, *, kind: str, known: Mapping[str, Any]) -> Any:
                 f"The {kind} '{name}' of the installed package '{package.name if package else installed[name].value}' "
                 f"cannot be loaded: {type(error).__name__}: {error}"
             ) from error
-    names = ", ".join(sorted([*known, *installed]))
+    names = sorted([*known, *installed])
+    close = get_close_matches(name.lower(), names, n=3, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(close)}?" if close else ""
     raise ConfigError(
-        f"There is no {kind} '{name}'. Known: {names}. Your own: write 'module:name', or install a package with an "
-        f"entry point in the group '{group}'."
+        f"There is no {kind} '{name}'. Known: {', '.join(names)}. Your own: write 'module:name', or install a package "
+        f"with an entry point in the group '{group}'.{hint}"
     )
 
 

@@ -69,8 +69,9 @@ class CropPolicy:
         if self.name in LOOK_FIRST and not perceives:
             raise ConfigError(
                 f"The policy '{self.name}' needs a model with branches (gate and SD-RPN), and this one has none. "
-                "Use 'explicit' to let the model zoom by itself, or 'direct' for one look. A local model with branches "
-                "can look for it: --perceiver (in Python: perceiver)."
+                "Use 'explicit' to let the model zoom by itself, or 'direct' for one look. Its own branches are given "
+                "by --branches, and a local model with branches can look for it: --perceiver (in Python: branches, "
+                "perceiver)."
             )
         self.looks = self.name in LOOK_FIRST
         self.locates = self.name in ASK_FIRST
@@ -90,7 +91,8 @@ class CropPolicy:
         if self.name == "oracle" and gold is None:
             raise ConfigError(
                 "The policy 'oracle' crops around known boxes, and none were given. "
-                "Pass boxes=[...] in pixels of the original; an empty list means that nothing needs a crop."
+                "`qzoom eval` reads those of a task. In Python: boxes=[...] in pixels of the original; an empty list "
+                "means that nothing needs a crop."
             )
 
     @property

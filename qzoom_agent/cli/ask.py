@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from qzoom_agent.cli.console import Console, printable
 from qzoom_agent.cli.main import BACKEND, BUDGET, OK
 from qzoom_agent.cli.options import add_agent_flags, load_agent, read_config
-from qzoom_agent.errors import ConfigError
+from qzoom_agent.errors import ConfigError, ImageError
 from qzoom_agent.files import is_stream, require_file, require_folder
 from qzoom_agent.report.markdown import percent
 
@@ -76,7 +76,12 @@ def run(args: argparse.Namespace) -> int:
     if args.image.count("-") > 1:
         raise ConfigError("Only one image can be read from stdin. Give paths for the others.")
     limit = read_config(args).max_pixels
-    images = [load_image(sys.stdin.buffer if one == "-" else one, max_pixels=limit) for one in args.image]
+    try:
+        images = [load_image(sys.stdin.buffer if one == "-" else one, max_pixels=limit) for one in args.image]
+    except ImageError as error:
+        if len(args.image) > 1 or " " in args.image[0]:
+            raise ImageError(f'{error} The question comes last, and in quotes: ask IMAGE "QUESTION".') from error
+        raise
     agent = prepare(args, console)
     if args.approve:
         agent = agent.replace(approve=ask_at_terminal(console, *(one.size for one in images)))

@@ -273,7 +273,8 @@ def open_table(path: str, *, config: str | None = None, split: str = "train") ->
                 raise ConfigError("there is nothing in it")
             return rows
         if not (where.exists() or on_hub(path)):
-            raise ConfigError("there is nothing at that path")
+            seen = "" if where.is_absolute() else f", seen from {Path.cwd()}"
+            raise ConfigError(f"there is nothing at that path{seen}")
         _require_datasets()
         from datasets import load_dataset, load_from_disk
 

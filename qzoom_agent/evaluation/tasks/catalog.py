@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
 
@@ -62,12 +61,10 @@ def find_task(name: str) -> Task:
             f"There is nothing at {name}, seen from {Path.cwd()}. Give a file or folder of your own questions, or the "
             "name of a task (qzoom eval list)."
         )
-    close = [] if is_reference(name) else get_close_matches(name.lower(), TASKS, n=3, cutoff=0.5)
     try:
         found = find(name, kind="task", known=TASKS)
     except ConfigError as error:
-        hint = f" Did you mean {' or '.join(close)}?" if close else ""
-        raise ConfigError(f"{error} A file or folder of your own questions is a task, too.{hint}") from error.__cause__
+        raise ConfigError(f"{error} A file or folder of your own questions is a task, too.") from error.__cause__
     return replace(as_task(found, name), reference=name)
 
 

@@ -15,8 +15,10 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from qzoom_agent.config import ViewBudget
+from qzoom_agent.errors import ConfigError
 from qzoom_agent.models.presets import PRESETS, UNKNOWN_BUDGET, preset_of, resolve_model
 from qzoom_agent.perception.adapters import full_layers, text_model
+from qzoom_agent.perception.branches import default_k
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe, Optimisation, StageName
 from qzoom_agent.training.branches.calibrate import candidates
 from qzoom_agent.training.branches.dataset import count_rows
@@ -276,6 +278,19 @@ def work_of(recipe: BranchRecipe, stage: StageName, views: ViewBudget, *, layers
 def least(*counts: int | None) -> int | None:
     """Return the lowest of the counts that are known."""
     return min((count for count in counts if count is not None), default=None)
+
+
+def require_layers(recipe: BranchRecipe) -> None:
+    """Raise ConfigError if a base whose shape is known has no layers that a new SD-RPN could start from."""
+    shape = shape_of(recipe.model)
+    if shape is None:
+        return
+    k = default_k(shape.layers) if recipe.k is None else recipe.k
+    if k + recipe.depth > shape.layers:
+        raise ConfigError(
+            f"k {k} and depth {recipe.depth} need a base of {k + recipe.depth} layers or more; {recipe.model} has "
+            f"{shape.layers}. Choose a smaller k or depth."
+        )
 
 
 def describe(recipe: BranchRecipe, stage: StageName, *, processes: int = 1) -> str:

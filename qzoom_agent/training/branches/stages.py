@@ -31,7 +31,7 @@ from qzoom_agent.protocols.wording import write_prompt
 from qzoom_agent.training.branches.base_inference import branches_of
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe, Optimisation, StageName, load_branch_recipe
 from qzoom_agent.training.branches.calibrate import with_thresholds
-from qzoom_agent.training.branches.cost_estimate import describe
+from qzoom_agent.training.branches.cost_estimate import describe, require_layers
 from qzoom_agent.training.branches.dataset import load_records
 from qzoom_agent.training.branches.fitting import require_tracker
 from qzoom_agent.training.branches.further import collect_chains, measure, train_further
@@ -296,6 +296,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     recipe = load_branch_recipe(options.config, overrides=options.overrides, **changes)
     stages: list[StageName] = recipe.stages if options.stage == ALL else [options.stage]
     _warn_of_shared_rows(recipe, stages)
+    if "sdrpn" in stages:
+        require_layers(recipe)
     if options.dry_run:
         print(as_yaml(recipe))
         for stage in stages:

@@ -82,6 +82,17 @@ def test_data_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "3 of 4 rows that cannot be asked: row 2: The image 'two.png' is neither a file in" in told
 
 
+@pytest.mark.parametrize("dry", [["--dry-run"], []])
+def test_layers_that_the_base_has_not_are_said_before_anything_is_asked(
+    dry: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(safe_dump({"model": "nano", "k": 9, "depth": 1, "data": [{"path": "needle", "limit": 8}]}))
+    told = refused(capsys, "train", "branches", "--config", str(recipe), "--output", str(tmp_path / "out"), *dry)
+    assert "k 9 and depth 1 need a base of 10 layers or more; nano has 9. Choose a smaller k or depth." in told
+    assert not (tmp_path / "out").exists()
+
+
 def test_questions_that_are_trained_on_and_held_out_are_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -87,9 +87,10 @@ def named_columns(
     for ours in NEEDED if question else NEEDED[:1]:
         if ours not in columns.names:
             one_for_all = ", or ask one about all rows: --question TEXT" if ours == "question" and not answers else ""
+            advice = one_for_all or ", or add it to the table"
             raise ConfigError(
                 f"{rows.name} has no column {ours} ({', '.join(NAMES[ours][1:])}). It has: "
-                f"{', '.join(rows.columns) or 'none'}. Say what it is called, --column {ours}=NAME{one_for_all} (in "
+                f"{', '.join(rows.columns) or 'none'}. Say what it is called, --column {ours}=NAME{advice} (in "
                 f"Python: columns{', question' if one_for_all else ''})."
             )
     if not len(rows):

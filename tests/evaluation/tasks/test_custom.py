@@ -155,7 +155,7 @@ def test_a_folder_holds_one_table(tmp_path: Path) -> None:
         (tmp_path / name).write_text("")
     with pytest.raises(ConfigError, match=r"it holds a\.csv, b.jsonl. Give the file itself"):
         find_task(str(tmp_path)).load(TaskSource())
-    with pytest.raises(ConfigError, match="no column image"):
+    with pytest.raises(ConfigError, match=r"no column image.*or add it to the table"):
         find_task(str(tmp_path / "b.jsonl")).load(TaskSource())
 
 

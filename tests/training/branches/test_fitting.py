@@ -148,7 +148,7 @@ def test_what_an_image_does_not_show_is_found_nowhere(load: Load, rows: Records,
     light = [{**row, "image": ImageOps.invert(row["image"]), "image_id": f"{row['image_id']} light"} for row in dark]
     shown = [{**row, "question": asked[at // 2]} for at, row in enumerate([*dark, *light])]
     topics = ["dark", "dark", "light", "light"]
-    long = FAST.model_copy(update={"num_train_epochs": 40})
+    long = FAST.model_copy(update={"num_train_epochs": 24})
     data = [DatasetSpec(path="needle", seed=seed, topic=name) for seed, name in enumerate(("dark", "light"))]
     stage, made = SDRPNStage(optimisation=long, absent=1.0), Labelling(rules=LabelRules(blur_kernel=1))
     how = recipe(data=data, sdrpn=stage, labelling=made)

@@ -193,7 +193,7 @@ def test_close_ups_are_learned_from_attention_without_calls_or_a_gate(
     backend.branches = Branches.from_base(backend.model, **settings)
     monkeypatch.setattr(further, "generate_answers", lambda *_, **__: pytest.fail("an answer was written"))
     stage = {"follow": "attention", "inside_crops": "only", "crops": 2, "box": (0.5, 0.5), "held_out": 0.1}
-    how = recipe(FAST.model_copy(update={"num_train_epochs": 30}), **stage)
+    how = recipe(FAST.model_copy(update={"num_train_epochs": 8, "learning_rate": 1e-2}), **stage)
     how = how.model_copy(update={"labelling": how.labelling.model_copy(update={"keep": "all"})})
     chains = collect_chains(backend, rows, how, tmp_path / "chains", selected=None)
     assert [len(row["boxes"]) for row in chains] == [2] * len(rows)

@@ -125,11 +125,12 @@ def test_a_run_that_is_stopped_resumes_to_the_same_weights(
         backend = prepared(load)
         assert backend.branches is not None and backend.branches.sdrpn is not None
         one = FAST.model_copy(update={"num_train_epochs": 1, "save_steps": 1})
-        train_regions(backend, backend.branches.sdrpn, rows, recipe(optimisation=one), folder)
+        some: Any = Subset(rows, range(8))  # type: ignore[type-var]
+        train_regions(backend, backend.branches.sdrpn, some, recipe(optimisation=one), folder)
         return backend.branches.sdrpn.q_proj.weight.detach()
 
     def stop(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if "round-1" in args.output_dir and state.global_step == 2:
+        if "round-1" in args.output_dir and state.global_step == 1:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(regions.RegionReader, "read", read)

@@ -16,7 +16,7 @@ from qzoom_agent.training.grpo import launch
 from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe
 from qzoom_agent.training.trained_model import is_finished, keep_recipe
 from tests.perception.local_hub import TOKEN, LocalHub
-from tests.training.grpo.grpo_script import tiny_recipe
+from tests.training.grpo.grpo_script import AGENT, tiny_recipe
 
 
 @pytest.fixture
@@ -38,9 +38,10 @@ def hub_at(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
 NOWHERE = "http://127.0.0.1:1"
 
 
-def pushed(folder: Path, **changes: Any) -> GRPORecipe:
+def pushed(folder: Path) -> GRPORecipe:
     trl = {"push_to_hub": True, "hub_model_id": "me/trained"}
-    return tiny_recipe(folder, "qwen2_5_vl", max_steps=1, trl=trl, **changes)
+    agent = {**AGENT, "policy": "direct", "generation": {"max_new_tokens": 2}}
+    return tiny_recipe(folder, "qwen2_5_vl", max_steps=1, trl=trl, agent=agent, tower=False)
 
 
 def test_a_hub_that_refuses_is_told_before_the_model_is_loaded(

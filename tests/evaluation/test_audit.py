@@ -17,12 +17,12 @@ from qzoom_agent.evaluation.runner import evaluate, rescore
 from qzoom_agent.models.scripted import ScriptedBackend
 from tests.evaluation.player import asked, numbers, player
 
-N = 40
+N = 20
 Right = Callable[[int], bool]
 
 
 def easy(index: int) -> bool:
-    return index < 16
+    return index < 8
 
 
 def runs(folder: Path, **right: Right) -> tuple[RunFolder, dict[str, RunFolder]]:
@@ -42,15 +42,15 @@ def audited(folder: Path, **right: Right) -> Audit:
 
 def test_a_gain_that_only_the_crops_give(tmp_path: Path) -> None:
     run, controls = runs(
-        tmp_path, explicit=lambda i: i < 36, direct=easy, blind=easy, random=lambda i: i < 17, oracle=lambda i: i < 38
+        tmp_path, explicit=lambda i: i < 18, direct=easy, blind=easy, random=lambda i: i < 9, oracle=lambda i: i < 19
     )
     found = audit(run, controls).tasks["numbers"]
     effects = {name: round(100 * effect.difference, 1) for name, effect in found.effects.items()}
-    assert effects == {"gain": 50.0, "call": 0.0, "tokens": 2.5, "content": 47.5, "headroom": 5.0}
+    assert effects == {"gain": 50.0, "call": 0.0, "tokens": 5.0, "content": 45.0, "headroom": 5.0}
     assert found.control == "random"
     assert found.verdict.startswith("Looking helps: +50.0 points")
-    assert "What the crops show is worth +47.5 points" in found.verdict and "random crops" in found.verdict
-    assert sum(found.wrong.values()) == 4 and found.crops == N
+    assert "What the crops show is worth +45.0 points" in found.verdict and "random crops" in found.verdict
+    assert sum(found.wrong.values()) == 2 and found.crops == N
     # One number in four is told to be in the coarse view, so that its crop is one too many.
     assert found.redundant is not None and found.redundant >= N // 4
     assert [arm.policy for arm in found.arms] == ["explicit", "direct", "blind", "random", "oracle"]
@@ -62,7 +62,7 @@ def test_a_gain_that_only_the_crops_give(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_gain_that_grey_crops_give_as_well_is_not_the_crops(tmp_path: Path) -> None:
-    found = audited(tmp_path, explicit=lambda i: i < 36, direct=easy, blind=lambda i: i < 36, random=easy)
+    found = audited(tmp_path, explicit=lambda i: i < 18, direct=easy, blind=lambda i: i < 18, random=easy)
     task = found.tasks["numbers"]
     assert task.control == "blind" and "headroom" not in task.effects
     assert "But grey crops do as well" in task.verdict
@@ -70,9 +70,9 @@ def test_a_gain_that_grey_crops_give_as_well_is_not_the_crops(tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_a_policy_that_harms_and_one_without_effect(tmp_path: Path) -> None:
-    worse = audited(tmp_path / "a", explicit=easy, direct=lambda i: i < 36, blind=easy, random=easy)
+    worse = audited(tmp_path / "a", explicit=easy, direct=lambda i: i < 18, blind=easy, random=easy)
     assert worse.tasks["numbers"].verdict.startswith("Looking harms: -50.0 points")
-    equal = audited(tmp_path / "b", explicit=easy, direct=lambda i: 0 < i < 17, blind=easy, random=easy)
+    equal = audited(tmp_path / "b", explicit=easy, direct=lambda i: 0 < i < 9, blind=easy, random=easy)
     assert equal.tasks["numbers"].verdict.startswith("No effect of looking is shown: +0.0 points")
 
 
@@ -96,7 +96,7 @@ def test_an_audit_is_by_one_scorer_whichever_leads_in_the_controls(tmp_path: Pat
 
 
 def test_an_audit_is_made_again_when_its_run_is_scored_again(tmp_path: Path) -> None:
-    run, controls = runs(tmp_path, explicit=lambda i: i < 36, direct=easy, blind=easy, random=easy)
+    run, controls = runs(tmp_path, explicit=lambda i: i < 18, direct=easy, blind=easy, random=easy)
     run.write("audit.json", audit(run, controls, scorer="clean").model_dump_json())
 
     def lenient(text: str, sample: Sample) -> bool:
@@ -118,22 +118,22 @@ def test_an_audit_is_made_again_when_its_run_is_scored_again(tmp_path: Path) -> 
 
 
 def test_an_audit_is_of_the_questions_that_its_controls_were_asked(tmp_path: Path) -> None:
-    run, controls = runs(tmp_path, explicit=lambda i: i < 36, direct=easy, blind=easy, random=easy)
+    run, controls = runs(tmp_path, explicit=lambda i: i < 18, direct=easy, blind=easy, random=easy)
     (run.path / "ablations").mkdir()
     controls = {name: RunFolder(one.path.rename(run.path / "ablations" / name)) for name, one in controls.items()}
     run.write("audit.json", audit(run, controls).model_dump_json())
-    agent = player(lambda i: i < 36, zooms=lambda _: True, policy="explicit")
+    agent = player(lambda i: i < 18, zooms=lambda _: True, policy="explicit")
 
     evaluate(agent, [numbers(3, name="more")], out=run.path, traces=False)
     assert list(audit(run, controls).tasks) == ["numbers"], "the controls were not asked the other task"
     rescore(run, [numbers(N)])
     assert "Does looking help?" in write_run_report(run).read_text(encoding="utf-8")
 
-    evaluate(agent, [numbers(N + 10)], out=run.path, traces=False)
+    evaluate(agent, [numbers(N + 5)], out=run.path, traces=False)
     assert "Does looking help?" not in write_run_report(run).read_text(encoding="utf-8")
     with pytest.raises(ConfigError, match="have to be of the same questions"):
         audit(run, controls)
-    rescore(run, [numbers(N + 10)])
+    rescore(run, [numbers(N + 5)])
     assert not (run.path / "audit.json").exists()
 
 

@@ -7,8 +7,6 @@ from random import Random
 
 import numpy as np
 import pytest
-from matplotlib.backends.backend_pdf import PdfPages
-from matplotlib.figure import Figure
 from PIL import Image
 
 import pdf_pages
@@ -25,6 +23,9 @@ TEXT = [f"Line {number}: to be read, with (signs) & {number}.50" for number in r
 @pytest.fixture(scope="module")
 def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two PDFs of two pages and one page, the first also packed, and a file that is none."""
+    from matplotlib.backends.backend_pdf import PdfPages
+    from matplotlib.figure import Figure
+
     folder = tmp_path_factory.mktemp("documents")
     for name, pages in (("manual", 2), ("sheet", 1)):
         with PdfPages(folder / f"{name}.pdf") as file:

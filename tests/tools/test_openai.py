@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from qzoom_agent.zoom import ImageZoom
 from tests.tools.support import PICTURE, images_in, needs, run_documented, scripted, zooms
 
-openai = needs("openai", "openai")
+
+@pytest.fixture(autouse=True)
+def openai() -> Any:
+    """The package, which only the worker imports that runs these tests: it takes a second."""
+    return needs("openai", "openai")
 
 
-def test_the_loop_zooms_and_shows_the_crop_in_a_user_message() -> None:
+def test_the_loop_zooms_and_shows_the_crop_in_a_user_message(openai: Any) -> None:
     import openai_loop
 
     zoom = ImageZoom(PICTURE)

@@ -218,16 +218,18 @@ for i in range(count):
 """
 
 
-def test_of_several_processes_one_gets_a_name(tmp_path: Path) -> None:
+def test_of_several_processes_one_gets_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A new process and this one."""
     count = 6
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROCESS, str(tmp_path), str(count), f"ready{i}"], stdout=subprocess.PIPE, text=True
-        )
-        for i in range(2)
-    ]
-    answered = [int(line) for worker in workers for line in worker.communicate(timeout=120)[0].split()]
-    assert all(worker.returncode == 0 for worker in workers)
+    mine, theirs = ([str(tmp_path), str(count), f"ready{i}"] for i in range(2))
+    monkeypatch.setattr(sys, "argv", ["-c", *mine])
+    with subprocess.Popen([sys.executable, "-c", PROCESS, *theirs], stdout=subprocess.PIPE, text=True) as other:
+        exec(PROCESS, {})
+        said, _ = other.communicate(timeout=120)
+    assert other.returncode == 0
+    answered = [int(line) for line in [*capsys.readouterr().out.split(), *said.split()]]
     assert sorted(answered) == list(range(count)), "each name is answered once"
     with scripted(tmp_path / "state") as agent:
         assert len(agent.threads()) == count

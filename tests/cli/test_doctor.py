@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -45,5 +46,11 @@ def test_a_folder_that_cannot_be_written_is_not_a_full_disk(monkeypatch: pytest.
 
 def test_python_that_cannot_load_a_model_is_bad(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "obstacle", lambda: "Python strips docstrings.")
-    (python,) = (check for check in doctor.examine() if check.name == "python")
+    python = next(check for check in doctor.examine() if check.name == "python")
     assert python.verdict == "bad" and python.advice == "Python strips docstrings."
+
+
+def test_the_torch_that_a_new_process_imports_is_told() -> None:
+    torch, device, _ = doctor._torch()
+    assert torch.verdict == device.verdict == "ok"
+    assert torch.found.startswith(metadata.version("torch")) and torch.found.endswith(", 1 threads") and device.found

@@ -50,6 +50,7 @@ from nano.tokenizer import build_tokenizer, with_locations
 from nano.trees import Packer
 from nano.validation import to_device, validate
 from qzoom_agent.errors import ConfigError, finished
+from qzoom_agent.files import require_folder
 from qzoom_agent.models.presets import resolve_model
 from qzoom_agent.training.branches.fitting import last_checkpoint
 from qzoom_agent.training.branches.sharded_table import together
@@ -309,6 +310,7 @@ def run_stage(
     Raises:
         ConfigError: the folder holds a stage that was trained with other settings, or whose weights come of such.
     """
+    require_folder(output)
     stage, folder = recipe.stages[index], output / recipe.stages[index].name
     done = folder / "final"
     stated = output / "settings" / f"{stage.name}.json"

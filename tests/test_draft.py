@@ -92,7 +92,7 @@ def test_an_unsure_one_looks_with_the_perceiver() -> None:
     assert [view.id for view in answer.trace.views] == ["original", "coarse", "crop1"]
     assert Trace.model_validate_json(answer.trace.model_dump_json()) == answer.trace
     page = render_html(answer.trace, by_digest(answer.trace.views, answer.store.image))
-    assert "confidence 0.37" in page and "perceived by" in page
+    assert "least likely token 0.37" in page and "perceived by" in page
 
 
 def test_the_threshold_is_a_setting_and_always_asks_no_gate() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from nano.batches import Draw, table
+from nano.batches import Draw
 from nano.drawn_paper import SHARES, draw_paper
 from nano.frames import ACROSS, CELL, DOWN, FRAME_HEIGHT, FRAME_WIDTH, Reading, reading_batch
 from nano.line_scores import score_lines
@@ -159,8 +159,6 @@ def test_a_large_batch_is_several_small_ones(tmp_path: Path) -> None:
         ]
 
     assert shown(large, 3) == [*shown(small, 3), *shown(small, 12)]
-    with pytest.raises(ValueError, match="small batches"):
-        table({"drawn": 1.0}, steps=1_000_000, times=2, seed=0, tokenizer=tokenizer)
 
 
 def test_real_receipts_are_transcribed(tmp_path: Path) -> None:

@@ -53,8 +53,8 @@ def score_lines(model: Any, papers: Iterable[Paper], *, height: float = HEIGHT, 
     chosen: list[tuple[Paper, Line]] = []
     for paper in papers:
         count = len(paper.lines)
-        read = count if most is None else min(most, count)
-        chosen += [(paper, paper.lines[at * count // read]) for at in range(read)]
+        kept = count if most is None else min(most, count)
+        chosen += [(paper, paper.lines[at * count // kept]) for at in range(kept)]
     edits = exact = characters = 0
     for start in range(0, len(chosen), _TOGETHER):
         looks = [line_view(paper, line, height=height) for paper, line in chosen[start : start + _TOGETHER]]

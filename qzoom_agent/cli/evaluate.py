@@ -164,7 +164,7 @@ class Measurement:
     def ask(self, agent: Agent, folder: RunFolder, *, label: str = "") -> Results:
         """Ask the agent every question that the folder does not have yet, and return the results of all it has."""
         from qzoom_agent.cli.result_tables import show
-        from qzoom_agent.evaluation.run_log import environment, weights_of
+        from qzoom_agent.evaluation.run_log import environment
         from qzoom_agent.evaluation.runner import evaluate
         from qzoom_agent.evaluation.summary import summarise
 
@@ -179,7 +179,6 @@ class Measurement:
                 loaded=self.loaded,
                 repeats=args.repeats,
                 scorer=args.scorer,
-                weights=weights_of(agent.config, args.branches),
                 environment=environment(str(getattr(agent.backend, "placement", "")), command=redact(args.command)),
                 workers=args.workers if args.batch == 1 else args.batch,
                 shard=self.shard,

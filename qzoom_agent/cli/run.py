@@ -42,7 +42,7 @@ def add_flags(flags: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the verb; exit code 4 if every row failed."""
     from qzoom_agent.data.rows import listed_rows
-    from qzoom_agent.evaluation.run_log import environment, weights_of
+    from qzoom_agent.evaluation.run_log import environment
     from qzoom_agent.evaluation.runner import Shard
     from qzoom_agent.evaluation.table_run import find_questions, run_table
 
@@ -70,7 +70,6 @@ def run(args: argparse.Namespace) -> int:
             split=args.split,
             workers=args.workers,
             traces=args.traces,
-            weights=weights_of(agent.config, args.branches),
             environment=environment(str(getattr(agent.backend, "placement", "")), command=redact(args.command)),
             shard=shard,
             watch=progress,

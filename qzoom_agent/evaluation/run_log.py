@@ -103,7 +103,8 @@ class RunSpec(BaseModel, use_attribute_docstrings=True):
     def grown(self, later: RunSpec) -> RunSpec:
         """Return this with the questions of `later`; raise ConfigError for a change that is not growth."""
         differ = [] if self.seed == later.seed else [f"seed: {self.seed} then, {later.seed} now"]
-        if self.weights != later.weights:
+        weights = self.weights or later.weights
+        if later.weights not in (None, weights):
             note = " (those of a model in the package change with its version)"
             differ.append(f"weights: {self.weights!r} then, {later.weights!r} now{note}")
         if later.repeats < self.repeats:
@@ -115,7 +116,7 @@ class RunSpec(BaseModel, use_attribute_docstrings=True):
                 f"The folder holds another run. Different: {'; '.join(differ)}. A folder may only be asked for more; "
                 "choose another one (--out, in Python: out)."
             )
-        return later.model_copy(update={"tasks": self.tasks | later.tasks})
+        return later.model_copy(update={"tasks": self.tasks | later.tasks, "weights": weights})
 
 
 def _shrinks(task: str, old: TaskSelection, new: TaskSelection) -> Iterator[str]:
@@ -439,7 +440,14 @@ def weights_of(config: AgentConfig, branches: str | Path | None = None) -> str |
 
 
 def weights_of_agent(agent: Any) -> str | None:
-    """Return `weights_of` what an agent was loaded with, its branches included; None where that is unknown."""
+    """Return `weights_of` what an agent was loaded with, its branches included; None where that is unknown.
+
+    Of a model behind a server, what the server tells of it beside its name (`ChatClient.fingerprint`).
+    """
+    client = getattr(getattr(agent, "backend", None), "client", None)
+    if client is not None and agent.config.perceiver is None:
+        told: str | None = getattr(client, "fingerprint", None)
+        return told
     looks = getattr(getattr(agent, "perceiver", None) or agent, "backend", None)
     looks = getattr(looks, "backend", looks)  # of one in batches, the one inside
     return weights_of(agent.config, getattr(looks, "branches_from", None))

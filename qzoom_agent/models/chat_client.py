@@ -22,6 +22,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cache, cached_property
+from hashlib import sha256
 from socket import gaierror
 from threading import BoundedSemaphore, Thread
 from typing import Any, Final
@@ -56,6 +57,8 @@ _GRACE: Final = 1.0
 _LONGEST_PAUSE: Final = 60.0
 _LISTING: Final = 3.0
 """Seconds for a server's list of models."""
+_TOLD: Final = ("root", "parent", "meta")
+"""Fields of that list that tell weights from others of the same name: folder and base of vLLM, sizes of llama.cpp."""
 _SECRET_NAME: Final = re.compile(r"key|token|secret|passw|\bsig|auth|cookie", re.IGNORECASE)
 _PATHS: Final[dict[Api, str]] = {"chat": "/chat/completions", "responses": "/responses"}
 API_NAMES: Final[dict[Api, str]] = {"chat": "Chat Completions", "responses": "Responses"}
@@ -196,24 +199,35 @@ class ChatClient:
         return True
 
     @cached_property
-    def owner(self) -> str:
-        """Owner of the model in the server's list of models, such as "vllm"; empty if it is not told within 3 s."""
-        coming = asyncio.run_coroutine_threadsafe(self._owner(), _loop())
+    def listed(self) -> dict[str, Any]:
+        """The model as the server's list of models has it; empty if it is not told within 3 s."""
+        coming = asyncio.run_coroutine_threadsafe(self._listed(), _loop())
         try:
             return coming.result(min(self.options.timeout, _LISTING))
         except (TimeoutError, UnusableReply, httpx.HTTPError, OSError):
-            return ""
+            return {}
         finally:
             coming.cancel()
 
-    async def _owner(self) -> str:
+    @property
+    def owner(self) -> str:
+        """Owner of the model in the server's list of models, such as "vllm"; empty where that is not told."""
+        return str(self.listed.get("owned_by") or "")
+
+    @cached_property
+    def fingerprint(self) -> str | None:
+        """Digest of what the server tells of the model and keeps at a restart; None where that is only its name."""
+        told = {key: self.listed[key] for key in _TOLD if self.listed.get(key)}
+        return sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16] if told else None
+
+    async def _listed(self) -> dict[str, Any]:
         async with _session() as client, client.stream("GET", self._models, headers=self._sent()) as response:
             async for value in json_values(_body(response)):
                 models = dig(value, "data")
                 for one in models if isinstance(models, list) else ():
                     if dig(one, "id") == self._model:
-                        return str(dig(one, "owned_by") or "")
-        return ""
+                        return dict(one)
+        return {}
 
     def _ask(self, body: dict[str, Any], reader: ReplyReader, ends: float) -> Completion:
         """Send one request and wait for its reply until `ends`."""

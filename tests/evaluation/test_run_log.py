@@ -268,6 +268,18 @@ def test_a_run_whose_table_was_not_noted_is_resumed() -> None:
         asked(None).grown(asked("data/other.jsonl"))
 
 
+def test_a_run_goes_on_with_the_weights_that_it_began_with() -> None:
+    """Where they are unknown, as of a server that tells nothing of its model, they decide nothing."""
+    unknown, first, other = (asked("a.jsonl").model_copy(update={"weights": name}) for name in (None, "1", "2"))
+    assert [first.grown(unknown).weights, unknown.grown(first).weights, unknown.grown(unknown).weights] == [
+        "1",
+        "1",
+        None,
+    ]
+    with pytest.raises(ConfigError, match=r"weights: '1' then, '2' now"):
+        first.grown(other)
+
+
 def test_rows_are_read_while_the_run_is_finished(tmp_path: Path) -> None:
     """As by `qzoom eval export`, while another process puts the rows in order."""
     evaluate(player(), [numbers(6)], out=tmp_path, traces=False)

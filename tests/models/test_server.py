@@ -15,6 +15,7 @@ from PIL import Image
 from qzoom_agent.agent import Agent
 from qzoom_agent.cli.main import main
 from qzoom_agent.errors import BackendError, ConfigError
+from qzoom_agent.evaluation.run_log import weights_of_agent
 from qzoom_agent.images import load_image
 from qzoom_agent.messages import image_part, message, text
 from qzoom_agent.models import server as module
@@ -119,6 +120,18 @@ def test_a_server_that_shrinks_images_is_named_once(
     told = [one.getMessage() for one in caplog.records if "max_pixels" in one.getMessage()]
     assert len(told) == warned
     assert all("has read 11 tokens" in one and "have 12 visual tokens of 28 px" in one for one in told)
+
+
+def test_a_server_tells_weights_of_one_name_apart(server: Playing) -> None:
+    """vLLM serves any folder under any name; what changes at each start says nothing of the weights."""
+    found = []
+    for told in ({"root": "runs/a"}, {"root": "runs/a", "created": 7}, {"root": "runs/b"}, {"meta": {"size": 3}}, {}):
+        server.models = {"data": [{"id": "served", "owned_by": "vllm", **told}]}
+        agent = Agent(backend(server), policy="explicit")
+        found.append(weights_of_agent(agent))
+    assert found[0] == found[1] is not None
+    assert len(set(found)) == 4
+    assert found[4] is None
 
 
 @pytest.mark.parametrize(

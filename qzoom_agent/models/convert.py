@@ -26,7 +26,8 @@ from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.presets import resolve_model
 from qzoom_agent.perception.adapters import QWEN2_5_VL, QWEN3_VL, adapter_for
-from qzoom_agent.perception.branches import CONFIG, FURTHER, SUBFOLDER, WEIGHTS, BranchConfig, Branches, branch_folder
+from qzoom_agent.perception.branch_config import CONFIG, FURTHER, SUBFOLDER, WEIGHTS, BranchConfig, branch_folder
+from qzoom_agent.perception.branches import Branches
 from qzoom_agent.perception.checkpoints import (
     INDEX,
     checkpoint_file,

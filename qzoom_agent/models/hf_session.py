@@ -44,7 +44,8 @@ from qzoom_agent.perception.adapters import (
     merged,
     patch_grid,
 )
-from qzoom_agent.perception.branches import BranchConfig, Branches, searched
+from qzoom_agent.perception.branch_config import BranchConfig, searched
+from qzoom_agent.perception.branches import Branches
 from qzoom_agent.perception.caches import Snapshots, new_cache
 from qzoom_agent.perception.decoder import Decoder, Prefill
 from qzoom_agent.perception.look import BranchOutput, look

@@ -22,7 +22,8 @@ from transformers.utils.hub import cached_file
 
 from qzoom_agent.errors import BackendError
 from qzoom_agent.perception.adapters import adapter_for, text_model
-from qzoom_agent.perception.branches import CONFIG, FURTHER, SUBFOLDER, WEIGHTS, BranchConfig, Branches, default_k
+from qzoom_agent.perception.branch_config import CONFIG, FURTHER, SUBFOLDER, WEIGHTS, BranchConfig, default_k
+from qzoom_agent.perception.branches import Branches
 
 _PARTS: Final = ("twig_layers.", "high_res_layers.", "high_res_head.")
 _MAP: Final = ("input_layernorm.", "self_attn.q_proj.", "self_attn.k_proj.", "self_attn.q_norm.", "self_attn.k_norm.")

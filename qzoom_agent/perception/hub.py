@@ -33,7 +33,7 @@ from safetensors import SafetensorError, safe_open
 
 from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.files import expanded
-from qzoom_agent.perception.branches import CONFIG, FURTHER, SUBFOLDER, WEIGHTS, BranchConfig, branch_folder
+from qzoom_agent.perception.branch_config import CONFIG, FURTHER, SUBFOLDER, WEIGHTS, BranchConfig, branch_folder
 
 _ID: Final = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[\w./-]+))?")
 _FILES: Final = tuple(f"{part}{name}" for part in ("", f"{FURTHER}/") for name in (CONFIG, WEIGHTS))

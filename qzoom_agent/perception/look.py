@@ -21,7 +21,8 @@ from qzoom_agent.config import PerceptionConfig
 from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.gate import gate_fires
 from qzoom_agent.perception.adapters import Adapter, of_full_layers
-from qzoom_agent.perception.branches import SDRPN, BranchConfig, Branches
+from qzoom_agent.perception.branch_config import BranchConfig
+from qzoom_agent.perception.branches import SDRPN, Branches
 from qzoom_agent.perception.decoder import Rotaries, Rotary, cut
 from qzoom_agent.perception.maps import MapRegion, cutoff, foreground, keep_mask, probabilities, regions, smoothed
 from qzoom_agent.perception.masks import Masks

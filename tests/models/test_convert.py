@@ -16,7 +16,8 @@ from qzoom_agent.cli.main import main
 from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.models.convert import to_branches, to_checkpoint
 from qzoom_agent.models.hf import HFBackend
-from qzoom_agent.perception.branches import CONFIG, WEIGHTS, Branches
+from qzoom_agent.perception.branch_config import CONFIG, WEIGHTS
+from qzoom_agent.perception.branches import Branches
 from qzoom_agent.perception.checkpoints import INDEX, official_names, own_branches, own_name, weight_files
 from tests.tiny_models import Family, build
 

@@ -14,7 +14,8 @@ from qzoom_agent.config import PerceptionConfig
 from qzoom_agent.errors import BackendError
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.adapters import text_model
-from qzoom_agent.perception.branches import CONFIG, SUBFOLDER, WEIGHTS, BranchConfig, Branches, default_k
+from qzoom_agent.perception.branch_config import CONFIG, SUBFOLDER, WEIGHTS, BranchConfig, default_k
+from qzoom_agent.perception.branches import Branches
 from qzoom_agent.perception.checkpoints import load_official, own_branches
 from qzoom_agent.perception.look import resolve_options
 from tests.tiny_models import Family, build

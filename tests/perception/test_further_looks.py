@@ -24,7 +24,8 @@ from qzoom_agent.models.hf_session import encode_views
 from qzoom_agent.models.interface import SamplingParams
 from qzoom_agent.models.scripted import ScriptedBackend
 from qzoom_agent.perception import branches as module
-from qzoom_agent.perception.branches import CONFIG, FURTHER, WEIGHTS, Branches
+from qzoom_agent.perception.branch_config import CONFIG, FURTHER, WEIGHTS
+from qzoom_agent.perception.branches import Branches
 from qzoom_agent.perception.decoder import Prefill
 from qzoom_agent.trace import PerceptionRecord, Trace
 from tests.tiny_models import Family, build, noise

@@ -18,7 +18,8 @@ from qzoom_agent.cli.main import main
 from qzoom_agent.errors import BackendError
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.presets import NANO_FOLDER
-from qzoom_agent.perception.branches import CONFIG, FURTHER, WEIGHTS, Branches
+from qzoom_agent.perception.branch_config import CONFIG, FURTHER, WEIGHTS
+from qzoom_agent.perception.branches import Branches
 from qzoom_agent.perception.hub import BranchCard, local_branches, push_branches
 from tests.perception.local_hub import TOKEN, LocalHub, Repository
 

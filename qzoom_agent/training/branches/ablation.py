@@ -22,7 +22,8 @@ from qzoom_agent.evaluation.interleaved import Cell, measure
 from qzoom_agent.evaluation.stats import wilson
 from qzoom_agent.geometry import Box
 from qzoom_agent.models.hf import HFBackend
-from qzoom_agent.perception.branches import CONFIG, BranchConfig, Branches
+from qzoom_agent.perception.branch_config import CONFIG, BranchConfig
+from qzoom_agent.perception.branches import Branches
 from qzoom_agent.perception.labels import CROP_BASELINE
 from qzoom_agent.perception.maps import regions
 from qzoom_agent.report.markdown import markdown_table, percent

@@ -26,7 +26,8 @@ from qzoom_agent.models.interface import SamplingParams
 from qzoom_agent.models.prompts import Prompt
 from qzoom_agent.perception.adapters import Grid, of_full_layers
 from qzoom_agent.perception.attention import LayerInputs, layer_inputs
-from qzoom_agent.perception.branches import Branches, InsideCrops, searched
+from qzoom_agent.perception.branch_config import InsideCrops, searched
+from qzoom_agent.perception.branches import Branches
 from qzoom_agent.perception.decoder import Decoder, Embedded, Rotaries, Rotary
 from qzoom_agent.perception.look import Images
 from qzoom_agent.perception.masks import Masks, layer_masks

@@ -14,7 +14,7 @@ from transformers.trainer_utils import SchedulerType
 from qzoom_agent.config import Blur, Sides
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.models.presets import preset_of
-from qzoom_agent.perception.branches import InsideCrops
+from qzoom_agent.perception.branch_config import InsideCrops
 from qzoom_agent.perception.labels import HEADS, LabelRules
 from qzoom_agent.training.branches.dataset import DatasetSpec
 from qzoom_agent.training.recipe_io import Section, read_recipe

@@ -24,7 +24,7 @@ from qzoom_agent.evaluation.stats import Figures
 from qzoom_agent.gate import gate_fires
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.presets import resolve_model
-from qzoom_agent.perception.branches import CONFIG, BranchConfig
+from qzoom_agent.perception.branch_config import CONFIG, BranchConfig
 from qzoom_agent.perception.checkpoints import own_branches
 from qzoom_agent.perception.hub import local_branches
 from qzoom_agent.perception.maps import smoothed

@@ -18,7 +18,7 @@ from qzoom_agent.config import ViewBudget
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.models.presets import PRESETS, UNKNOWN_BUDGET, preset_of, resolve_model
 from qzoom_agent.perception.adapters import full_layers, text_model
-from qzoom_agent.perception.branches import default_k
+from qzoom_agent.perception.branch_config import default_k
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe, Optimisation, StageName
 from qzoom_agent.training.branches.calibrate import candidates
 from qzoom_agent.training.branches.dataset import count_rows

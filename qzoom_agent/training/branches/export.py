@@ -16,7 +16,7 @@ from qzoom_agent.confidence import FILE as CONFIDENCE
 from qzoom_agent.errors import ConfigError, finished
 from qzoom_agent.models.presets import keep_origin, resolve_model
 from qzoom_agent.models.prompts import save_processor
-from qzoom_agent.perception.branches import CONFIG, FURTHER, SUBFOLDER, WEIGHTS
+from qzoom_agent.perception.branch_config import CONFIG, FURTHER, SUBFOLDER, WEIGHTS
 from qzoom_agent.protocols.wording import write_prompt
 from qzoom_agent.training.branches.branch_recipe import load_branch_recipe
 from qzoom_agent.training.branches.run_dir import RunDirectory, copy_branches

@@ -29,7 +29,8 @@ from qzoom_agent.evaluation.stats import Figures
 from qzoom_agent.gate import gate_fires
 from qzoom_agent.geometry import Box
 from qzoom_agent.models.hf import HFBackend
-from qzoom_agent.perception.branches import Branches, searched
+from qzoom_agent.perception.branch_config import searched
+from qzoom_agent.perception.branches import Branches
 from qzoom_agent.perception.labels import BACKGROUND, FOREGROUND, Heads, LabelRules
 from qzoom_agent.perception.look import resolve_options
 from qzoom_agent.perception.maps import regions

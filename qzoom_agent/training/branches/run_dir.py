@@ -27,7 +27,8 @@ from qzoom_agent.errors import ConfigError
 from qzoom_agent.files import read_json
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.presets import resolve_model
-from qzoom_agent.perception.branches import CONFIG, FURTHER, WEIGHTS, Branches, branch_folder
+from qzoom_agent.perception.branch_config import CONFIG, FURTHER, WEIGHTS, branch_folder
+from qzoom_agent.perception.branches import Branches
 from qzoom_agent.perception.checkpoints import own_branches
 from qzoom_agent.perception.labels import Heads
 from qzoom_agent.training.branches.base_inference import branches_of, load_frozen

@@ -26,7 +26,8 @@ from qzoom_agent.files import write_text
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.presets import keep_origin
 from qzoom_agent.models.prompts import save_processor
-from qzoom_agent.perception.branches import FURTHER, Branches
+from qzoom_agent.perception.branch_config import FURTHER
+from qzoom_agent.perception.branches import Branches
 from qzoom_agent.protocols.wording import write_prompt
 from qzoom_agent.training.branches.base_inference import branches_of
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe, Optimisation, StageName, load_branch_recipe

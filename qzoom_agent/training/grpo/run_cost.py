@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 from qzoom_agent.config import AgentConfig, ViewBudget
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.models.presets import UNKNOWN_BUDGET, resolve_model
-from qzoom_agent.perception.branches import CONFIG, branch_folder
+from qzoom_agent.perception.branch_config import CONFIG, branch_folder
 from qzoom_agent.policy import LOOK_AGAIN, LOOK_FIRST, OFFER_TOOLS
 from qzoom_agent.protocols import get_protocol
 from qzoom_agent.training.branches.cost_estimate import DEVICE_GB, Shape, shape_of

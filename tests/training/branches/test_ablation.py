@@ -9,7 +9,7 @@ from yaml import safe_load
 from qzoom_agent.cli.main import main as qzoom
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.models.presets import NANO_FOLDER
-from qzoom_agent.perception.branches import BranchConfig
+from qzoom_agent.perception.branch_config import BranchConfig
 from qzoom_agent.training.branches import ablation
 from qzoom_agent.training.branches.ablation import ABLATIONS, FINE, Variant, _branches, _calibrated, ablate
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe

@@ -21,7 +21,8 @@ from qzoom_agent.cli.main import main as qzoom
 from qzoom_agent.config import AgentConfig
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.presets import NANO_FOLDER
-from qzoom_agent.perception.branches import Branches, branch_folder
+from qzoom_agent.perception.branch_config import branch_folder
+from qzoom_agent.perception.branches import Branches
 from qzoom_agent.training.branches import stages
 from qzoom_agent.training.branches.dataset import DatasetSpec, load_records
 from qzoom_agent.training.branches.export import export_model

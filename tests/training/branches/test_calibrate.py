@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.geometry import Box
-from qzoom_agent.perception.branches import BranchConfig
+from qzoom_agent.perception.branch_config import BranchConfig
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe, Calibration
 from qzoom_agent.training.branches.calibrate import (
     calibrate,

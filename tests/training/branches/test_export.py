@@ -9,7 +9,8 @@ from qzoom_agent import Agent
 from qzoom_agent.confidence import FILE
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.presets import NANO_FOLDER, PRESETS
-from qzoom_agent.perception.branches import SUBFOLDER, Branches
+from qzoom_agent.perception.branch_config import SUBFOLDER
+from qzoom_agent.perception.branches import Branches
 from qzoom_agent.training.branches.export import export_model
 from qzoom_agent.training.branches.run_dir import copy_branches
 from tests.tiny_models import build

@@ -16,7 +16,8 @@ from qzoom_agent.errors import ConfigError
 from qzoom_agent.geometry import Box
 from qzoom_agent.models.hf_session import HFSession
 from qzoom_agent.models.presets import NANO_FOLDER
-from qzoom_agent.perception.branches import FURTHER, WEIGHTS, Branches
+from qzoom_agent.perception.branch_config import FURTHER, WEIGHTS
+from qzoom_agent.perception.branches import Branches
 from qzoom_agent.perception.labels import LabelRules
 from qzoom_agent.perception.maps import MapRegion
 from qzoom_agent.training.branches import further, stages

@@ -12,7 +12,7 @@ from qzoom_agent.cli.main import main as qzoom
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.presets import NANO_FOLDER
-from qzoom_agent.perception.branches import BranchConfig
+from qzoom_agent.perception.branch_config import BranchConfig
 from qzoom_agent.training.branches import calibrate
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe
 from tests.training.branches.conftest import picture

@@ -19,7 +19,7 @@ from qzoom_agent.errors import ConfigError
 from qzoom_agent.geometry import Box
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.models.presets import NANO_FOLDER
-from qzoom_agent.perception.branches import WEIGHTS
+from qzoom_agent.perception.branch_config import WEIGHTS
 from qzoom_agent.training.branches import fitting, regions, stages
 from qzoom_agent.training.branches.base_inference import CoarsePrompt, ask, lower_states
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe, Optimisation, RegionsStage

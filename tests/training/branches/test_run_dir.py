@@ -18,7 +18,7 @@ from yaml import safe_load
 from qzoom_agent.cli.main import main as qzoom
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.models.presets import NANO_FOLDER
-from qzoom_agent.perception.branches import BranchConfig
+from qzoom_agent.perception.branch_config import BranchConfig
 from qzoom_agent.training.branches import fitting as stage
 from qzoom_agent.training.branches import stages
 from qzoom_agent.training.branches.base_inference import branches_of

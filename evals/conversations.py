@@ -22,36 +22,44 @@ from qzoom_agent.data.samples import TaskSource
 from qzoom_agent.evaluation.stats import figure, paired
 from qzoom_agent.evaluation.tasks.needle.tasks import NEEDLE_PAIR
 
-BOARD = str(resources.files("qzoom_agent.data") / "demo" / "2-scene.png")
-FIRST = "what is the code on the orange circle?"
-SECOND = {
-    "the coarse view suffices": "how many shapes are there?",
-    "the region was shown before": FIRST,
-    "a new region": "what is the code on the blue star?",
+DEMO = resources.files("qzoom_agent.data") / "demo"
+ASKED = {
+    "nano": (
+        "2-scene.png",
+        {
+            "the region was shown before": "what is the code on the orange circle?",
+            "the coarse view suffices": "how many shapes are there?",
+            "a new region": "what is the code on the blue star?",
+        },
+    ),
+    "nano-paper": (
+        "4-receipt.jpg",
+        {"the region was shown before": "what is the total?", "a new region": "what is the date?"},
+    ),
 }
-"""Second questions, by what they need."""
+"""Image, and second questions by what they need. The first of them is also asked first."""
 
 
-def milliseconds(agent: Agent, question: str, repeats: int) -> tuple[float, float]:
+def milliseconds(agent: Agent, image: str, first: str, second: str, *, repeats: int) -> tuple[float, float]:
     """Return the median milliseconds of a run, and of the same question as the second of a conversation."""
-    runs, seconds = [], []
+    alone, further = [], []
     for _ in range(repeats):
         began = process_time()
-        agent.run(BOARD, question)
-        runs.append(process_time() - began)
-        with agent.chat(BOARD) as chat:
-            chat.ask(FIRST)
+        agent.run(image, second)
+        alone.append(process_time() - began)
+        with agent.chat(image) as chat:
+            chat.ask(first)
             began = process_time()
-            chat.ask(question)
-            seconds.append(process_time() - began)
-    return 1e3 * median(runs), 1e3 * median(seconds)
+            chat.ask(second)
+            further.append(process_time() - began)
+    return 1e3 * median(alone), 1e3 * median(further)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table that the command names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("time", "pairs"))
-    parser.add_argument("--model", default="nano")
+    parser.add_argument("--model", default="nano", choices=ASKED)
     parser.add_argument("--policy", action="append", help="may be repeated (default: implicit and explicit)")
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--n", type=int, default=200)
@@ -61,9 +69,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for policy in args.policy or ["implicit", "explicit"]:
         agent = Agent.from_pretrained(args.model, policy=policy, check=False, **changes)
         if args.what == "time":
-            for needs, question in SECOND.items():
-                run, second = milliseconds(agent, question, args.repeats)
-                print(f"{policy}, {needs}: {run:.1f} ms a run, {second:.1f} ms asked again, {second / run:.2f}")
+            name, questions = ASKED[args.model]
+            first, *_ = questions.values()
+            for needs, question in questions.items():
+                run, again = milliseconds(agent, str(DEMO / name), first, question, repeats=args.repeats)
+                print(f"{policy}, {needs}: {run:.1f} ms a run, {again:.1f} ms asked again, {again / run:.2f}")
             continue
         samples = list(NEEDLE_PAIR.load(TaskSource(n=args.n)))
         both = [float(agent.run(one.images, one.question).text == one.answer) for one in samples]

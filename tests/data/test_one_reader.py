@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from qzoom_agent.data.rows import RowSamples
-from qzoom_agent.data.samples import TaskSource
+from qzoom_agent.data.samples import Sample, TaskSource
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.tasks.custom import custom_task
 from qzoom_agent.geometry import Box
-from qzoom_agent.training.branches.dataset import DatasetSpec, load_records, sample_of
+from qzoom_agent.training.branches.dataset import DatasetSpec, load_records
 from tests.evaluation.tasks import files, fixtures
 
 SIZE = (400, 300)
@@ -46,35 +46,23 @@ def evaluated(path: Path, *, skip_bad: bool = False) -> list[Read]:
     wrong = samples.problems(range(len(samples)))
     if wrong and not skip_bad:
         raise ConfigError("; ".join(wrong.values()))
-    read = [samples[at] for at in range(len(samples)) if at not in wrong]
-    known = [one.boxes if one.boxes or one.coarse_suffices else None for one in read]
-    return [
-        Read(one.question, one.answers, None if boxes is None else tuple(tuple(box.as_list()) for box in boxes))
-        for one, boxes in zip(read, known, strict=True)
-    ]
+    return read_of(samples[at] for at in range(len(samples)) if at not in wrong)
 
 
 def trained(path: Path, *, skip_bad: bool = False) -> list[Read]:
     records = load_records([DatasetSpec(path=str(path), skip_bad=skip_bad)])
-    read = [records[at] for at in range(len(records))]
-    return [
-        Read(one["question"], tuple(one["answers"]), None if one["boxes"] is None else tuple(map(tuple, one["boxes"])))
-        for one in read
-    ]
+    return read_of(records[at] for at in range(len(records)))
 
 
-def rolled_out(path: Path, *, skip_bad: bool = False) -> list[Read]:
-    """As GRPO's samples have them."""
-    records = load_records([DatasetSpec(path=str(path), skip_bad=skip_bad)])
-    samples = [sample_of(records[at]) for at in range(len(records))]
-    known = [one.boxes if one.coarse_suffices is not None else None for one in samples]
-    return [
-        Read(one.question, one.answers, None if boxes is None else tuple(tuple(box.as_list()) for box in boxes))
-        for one, boxes in zip(samples, known, strict=True)
-    ]
+def read_of(samples: Iterable[Sample]) -> list[Read]:
+    read = []
+    for one in samples:
+        boxes = None if one.known_boxes is None else tuple(tuple(box.as_list()) for box in one.known_boxes)
+        read.append(Read(one.question, one.answers, boxes))
+    return read
 
 
-ENTRIES = pytest.mark.parametrize("entry", [evaluated, trained, rolled_out])
+ENTRIES = pytest.mark.parametrize("entry", [evaluated, trained])
 
 
 def table(folder: Path, *rows: dict[str, Any], kind: str = ".jsonl") -> Path:
@@ -213,15 +201,12 @@ def test_read(folder: Path, entry: Callable[[Path], list[Read]], row: dict[str, 
     assert found == wanted
 
 
-@pytest.mark.parametrize("entry", [trained, rolled_out])
 @pytest.mark.parametrize("column", ["image", "images"])
-def test_several_images_are_evaluated_and_not_trained_on(
-    folder: Path, entry: Callable[[Path], list[Read]], column: str
-) -> None:
+def test_several_images_are_evaluated_and_not_trained_on(folder: Path, column: str) -> None:
     path = table(folder, {column: ["a.png", "b.png"], "question": "the first or the second?", "answer": "first"})
     assert evaluated(path) == [Read("the first or the second?", ("first",), None)]
     with pytest.raises(ConfigError, match="2 images"):
-        entry(path)
+        trained(path)
 
 
 @ENTRIES
@@ -267,14 +252,14 @@ def test_a_source_says_what_its_columns_are(folder: Path) -> None:
     columns = {"boxes": "where", "options": ""}
     with pytest.raises(ConfigError, match=r"'optons'.*\(options: optons, or an empty name for none\)"):
         load_records([DatasetSpec(path=str(path), columns={"boxes": "where"})])
-    assert load_records([DatasetSpec(path=str(path), columns=columns)])[0]["options"] == []
+    assert load_records([DatasetSpec(path=str(path), columns=columns)])[0].options == ()
     with pytest.raises(ConfigError, match="what boxs is called"):
         load_records([DatasetSpec(path=str(path), columns={"boxs": "where"})])
     with pytest.raises(ConfigError, match="no column elsewhere"):
         load_records([DatasetSpec(path=str(path), columns={"boxes": "elsewhere", "options": "optons"})])
     path = table(folder, {"answer": "x", "where": [1, 2, 30, 40], "choices": "no list"})
     (found,) = [load_records([DatasetSpec(path=str(path), columns=columns)])[0]]
-    assert found["boxes"] == [list(Box(1, 2, 30, 40).as_list())] and found["question"] == "What?"
+    assert found.boxes == (Box(1, 2, 30, 40),) and found.question == "What?"
 
 
 def _pictures(folder: Path) -> dict[str, tuple[int, int, int]]:
@@ -306,7 +291,7 @@ def test_pixels_are_the_same_in_evaluation_and_training(tmp_path: Path) -> None:
     path.write_text("\n".join(json.dumps({"image": name, "question": "What?", "answer": "x"}) for name in wanted))
     samples, records = custom_task(path).load(TaskSource()), load_records([DatasetSpec(path=str(path))])
     for at, (name, colour) in enumerate(wanted.items()):
-        shown, learned = samples[at].image, records[at]["image"]
+        shown, learned = samples[at].image, records[at].image
         assert shown.size == learned.size == SIZE and shown.tobytes() == learned.tobytes(), name
         assert shown.getpixel((0, 0)) == colour, name
 

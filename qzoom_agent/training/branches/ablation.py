@@ -253,8 +253,7 @@ def _attended(
     ratio = labelling.used_norm_ratio
 
     def boxes(question: Sample) -> Sequence[Box]:
-        record: Any = {"image_id": question.id, "image": question.image, "question": question.question}
-        (one,), said = attended_answers(backend, [record], labelling)
+        (one,), said = attended_answers(backend, [question], labelling)
         (((heat, sink),),) = collect(backend, [one], said, heads, labelling, k=branches_of(backend).config.k)
         found = labels_on_grid(heat, sink, heat.shape, CROP_BASELINE, norm_ratio=ratio, shown=padded_size(one))
         box = found.box

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from qzoom_agent.config import BudgetConfig
+from qzoom_agent.data.samples import Sample
 from qzoom_agent.evaluation.scorers import ocrbench
 from qzoom_agent.evaluation.scorers.judge import Judge, judged
 from qzoom_agent.evaluation.tasks.needle.tasks import exact
@@ -33,7 +34,7 @@ from qzoom_agent.perception.look import Images
 from qzoom_agent.perception.masks import Masks, layer_masks
 from qzoom_agent.protocols.wording import own_protocol
 from qzoom_agent.training.branches.branch_recipe import Asking, Labelling
-from qzoom_agent.training.branches.dataset import Record, sample_of
+from qzoom_agent.training.branches.dataset import Record
 from qzoom_agent.training.branches.sharded_table import together
 from qzoom_agent.views import View, ViewStore
 
@@ -103,23 +104,23 @@ def branches_of(backend: HFBackend) -> Branches:
 
 
 def ask(
-    backend: HFBackend, records: Sequence[Record], tokens: Sequence[int | None] | int | None, *, tools: bool = False
+    backend: HFBackend, records: Sequence[Sample], tokens: Sequence[int | None] | int | None, *, tools: bool = False
 ) -> list[CoarsePrompt]:
     """Open the conversation of each record over a coarse view of at most so many visual tokens (None: the preset's)."""
     limits = tokens if isinstance(tokens, Sequence) else [tokens] * len(records)
     shared: dict[tuple[str, int | None], tuple[HFSession, ViewStore]] = {}
     asked = []
     for row, limit in zip(records, limits, strict=True):
-        key = row["image_id"], limit
+        key = row.cluster, limit
         if key not in shared:
             store = ViewStore()
-            original = store.add_original(load_image(row["image"]))
+            original = store.add_original(load_image(row.image))
             views = BudgetConfig(coarse_tokens=limit).view_budget(backend.defaults)
             low, high = views.coarse_limits(original.size)
             store.add_coarse(factor=views.factor, min_tokens=low, max_tokens=high)
             shared[key] = backend.session(store.image), store
         session, store = shared[key]
-        asked.append(open_prompt(backend, session, store, [store.view("coarse")], row["question"], tools=tools))
+        asked.append(open_prompt(backend, session, store, [store.view("coarse")], row.question, tools=tools))
     return asked
 
 
@@ -207,12 +208,12 @@ def generate_answers(backend: HFBackend, asked: Sequence[CoarsePrompt], *, max_n
 
 
 def attended_answers(
-    backend: HFBackend, records: Sequence[Record], labelling: Labelling
+    backend: HFBackend, records: Sequence[Sample], labelling: Labelling
 ) -> tuple[list[CoarsePrompt], list[str]]:
     """Return prompts and answers whose attention is read: the model's own answers or calls, or the dataset's."""
     asked = ask(backend, records, labelling.tokens, tools=labelling.response == "call")
     if labelling.response == "gold":
-        return asked, [row["answer"] for row in records]
+        return asked, [row.answer for row in records]
     return asked, generate_answers(backend, asked, max_new_tokens=labelling.max_new_tokens)
 
 
@@ -224,6 +225,6 @@ def is_right(said: str | None, record: Record, judge: Judge = _BY_RULE) -> bool:
     judge is asked about what these rules refuse (BackendError if it does not answer).
     """
     # as a word of a reply, the letter of an option may be another word: "A" in "B. A red car"
-    found_early = () if record.get("options") else (ocrbench.clean,)
-    scorers = (exact,) if record["exact"] else (*found_early, judged(judge))
-    return any(score(said, sample_of(record)).value for score in scorers)
+    found_early = () if record.options else (ocrbench.clean,)
+    scorers = (exact,) if record.exact else (*found_early, judged(judge))
+    return any(score(said, record).value for score in scorers)

@@ -13,9 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from random import Random
-from typing import Any, ClassVar, Final, NotRequired, Protocol, TypedDict
+from typing import Any, ClassVar, Final, Protocol
 
-import PIL.Image
 from pydantic import Field
 from torch.utils.data import ConcatDataset
 
@@ -100,28 +99,19 @@ class DatasetSpec(Section):
         return all(getattr(self, key) == getattr(other, key) for key in keys)
 
 
-class Record(TypedDict):
-    """One question about one image."""
+@dataclass(frozen=True)
+class Record(Sample):
+    """A question about one image: a sample whose task and kind are its mode, and whose cluster is its image."""
 
-    id: str
-    image: PIL.Image.Image
-    """RGB."""
-    image_id: str
-    """Rows with the same one show the same image."""
-    question: str
-    """With the options of a multiple choice."""
-    answer: str
-    """The first of `answers`."""
-    answers: list[str]
-    """All that are right; the letter of a multiple choice."""
-    options: NotRequired[list[str]]
-    boxes: list[list[float]] | None
-    """Boxes of the answer, in pixels of the image; None if unknown, empty if no part of the image is meant."""
-    exact: bool
+    exact: bool = False
     """A reply has to be the answer and nothing else."""
-    mode: Mode
-    short_labels: bool
+    short_labels: bool = True
     """See `DatasetSpec`."""
+
+    @property
+    def mode(self) -> Mode:
+        """Source of the answer, see `DatasetSpec`."""
+        return "natural" if self.task == "natural" else "textual"
 
 
 class Records(Protocol):
@@ -130,23 +120,6 @@ class Records(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Any: ...  # a `Record`
-
-
-def sample_of(record: Record) -> Sample:
-    """Return a row as the scorers of the evaluation take it."""
-    boxes = record["boxes"]
-    return Sample(
-        id=record["id"],
-        task=record["mode"],
-        kind=record["mode"],
-        image=record["image"],
-        question=record["question"],
-        answer=record["answer"],
-        answers=tuple(record["answers"]),
-        options=tuple(record.get("options", ())),
-        boxes=tuple(Box(x1, y1, x2, y2) for x1, y1, x2, y2 in boxes or ()),
-        coarse_suffices=None if boxes is None else not boxes,
-    )
 
 
 def record_batches(records: Records, indices: range, size: int) -> Iterator[tuple[range, list[Record]]]:
@@ -228,17 +201,19 @@ class _Boards:
         board, facts = _board(seed, self.source.tasks)
         place = index % self.source.a_board
         fact = facts[place % len(facts)]
+        mode = "natural" if fact.kind in ("pips", "color", "shape", "count") else "textual"
         return Record(
             id=f"needle-{seed}-{place}",
+            task=mode,
+            kind=mode,
             image=board.image,
-            image_id=f"needle-{seed}",
             question=fact.question + self.source.suffix,
             answer=fact.answer,
-            answers=[fact.answer],
+            answers=(fact.answer,),
+            boxes=tuple(Box(*box) for box in fact.boxes),
+            coarse_suffices=not fact.boxes,
+            cluster=f"needle-{seed}",
             exact=True,
-            boxes=[list(box) for box in fact.boxes],
-            mode="natural" if fact.kind in ("pips", "color", "shape", "count") else "textual",
-            short_labels=True,
         )
 
 
@@ -300,7 +275,7 @@ class _Table:
     @property
     def samples(self) -> RowSamples:
         """The rows as samples, in clusters of the same image."""
-        return RowSamples(self.rows, self._sample, ())
+        return RowSamples(self.rows, self._record, ())
 
     def questions(self) -> Iterator[str]:
         """Yield the question of every row, without reading an image; empty for one that cannot be used."""
@@ -310,23 +285,10 @@ class _Table:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> Record:
-        sample, source = self.samples[index], self.source
-        return Record(
-            id=sample.id,
-            image=sample.image,
-            image_id=sample.cluster,
-            question=sample.question + source.suffix,
-            answer=sample.answer,
-            answers=list(sample.answers),
-            options=list(sample.options),
-            boxes=None if sample.coarse_suffices is None else [box.as_list() for box in sample.boxes],
-            exact=False,
-            mode=source.mode,
-            short_labels=source.short_labels,
-        )
+    def __getitem__(self, index: int) -> Sample:
+        return self.samples[index]
 
-    def _sample(self, row: Row, index: int) -> Sample:
+    def _record(self, row: Row, index: int) -> Record:
         question, cell = read_question(row, self.columns), self.columns.cell(row, "image")
         if self.images is not None:
             if cell not in self.places:
@@ -337,8 +299,14 @@ class _Table:
         image_id = digest(image)[:16]
         # Several questions about an image are several rows, whatever a column of ids says.
         short = hashlib.sha256(question.question.encode()).hexdigest()[:8]
-        sample = question.sample("", index, image, cluster=image_id)
-        return replace(sample, id=f"{row['id'] if 'id' in self.rows.columns else image_id}-{short}")
+        sample, source = question.sample(self.source.mode, index, image, cluster=image_id), self.source
+        own = {
+            "id": f"{row['id'] if 'id' in self.rows.columns else image_id}-{short}",
+            "kind": source.mode,
+            "question": sample.question + source.suffix,
+            "short_labels": source.short_labels,
+        }
+        return Record(**vars(sample) | own)
 
 
 def _has(rows: Rows, name: str) -> bool:

@@ -228,8 +228,8 @@ def _keep_maps(
     although it attends to the crop that named it.
     """
     how, inside = recipe.labelling, recipe.further.inside_crops
-    for mode in {chain.record["mode"] for chain in chains}:
-        some = [each for each in zip(chains, prompts, texts, strict=True) if each[0].record["mode"] == mode]
+    for mode in {chain.record.mode for chain in chains}:
+        some = [each for each in zip(chains, prompts, texts, strict=True) if each[0].record.mode == mode]
         every = collect(
             backend,
             [prompt for _, prompt, _ in some],
@@ -326,7 +326,7 @@ def train_further(
         one = steps[index]
         row = table[one.row]
         chain = {key: row[key] for key in ("boxes", "maps", "sinks")}
-        return {**records[row["row"]], **chain, "crops": one.crops, "more": one.more, "points": one.points}
+        return {"record": records[row["row"]], **chain, "crops": one.crops, "more": one.more, "points": one.points}
 
     def prepare(rows: Rows) -> dict[str, Any]:
         turn = rows[0]["draw"] // stage.optimisation.per_device_train_batch_size
@@ -354,7 +354,7 @@ def train_further(
 
 def show_chains(backend: HFBackend, rows: Sequence[Mapping[str, Any]], tokens: int | None) -> list[CoarsePrompt]:
     """Ask each row's question with its first `crops` boxes shown, over a coarse view of at most `tokens`."""
-    asked = ask(backend, rows, tokens)  # type: ignore[arg-type]
+    asked = ask(backend, [row["record"] for row in rows], tokens)
     boxes = [[Box(*box) for box in row["boxes"][: row["crops"]]] for row in rows]
     return show_crops(backend, asked, boxes)
 
@@ -413,7 +413,8 @@ def measure(
     for _, some in record_batches(held, range(len(held)), recipe.further.batch):
         steps: list[Step] = some  # type: ignore[assignment]
         rows = [
-            {**records[table[one.row]["row"]], "boxes": table[one.row]["boxes"], "crops": one.crops} for one in steps
+            {"record": records[table[one.row]["row"]], "boxes": table[one.row]["boxes"], "crops": one.crops}
+            for one in steps
         ]
         shown = show_chains(backend, rows, recipe.calibration.tokens)
         found = run_branches(backend, further, shown, options, further=True)

@@ -169,10 +169,10 @@ def train_gate(
 
     def read(index: int) -> dict[str, Any]:
         one = drawn[index]
-        return {**records[one.row], "budget": one.budget, "needs": one.needs}
+        return {"record": records[one.row], "budget": one.budget, "needs": one.needs}
 
     def prepare(rows: Rows) -> dict[str, Any]:
-        asked = ask(backend, rows, [stage.tokens[row["budget"]] for row in rows])  # type: ignore[arg-type]
+        asked = ask(backend, [row["record"] for row in rows], [stage.tokens[row["budget"]] for row in rows])
         states = lower_states(backend, asked, branches_of(backend).config.k)
         return {"states": states, "needs": torch.tensor([float(row["needs"]) for row in rows]).to(states.hidden.device)}
 

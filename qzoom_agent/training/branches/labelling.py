@@ -10,6 +10,7 @@ are applied later, on whatever grid is trained on (`labels_on_grid`), so one tab
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -31,7 +32,7 @@ from qzoom_agent.perception.labels import HEADS, Heads, HeadSet, LabelRules, Lab
 from qzoom_agent.training.branches.base_inference import CoarsePrompt, ask, attend, attended_answers, is_right
 from qzoom_agent.training.branches.branch_recipe import HeadSearch, Labelling
 from qzoom_agent.training.branches.dataset import Record, Records, record_batches
-from qzoom_agent.training.branches.proposals import answer_with_crop, in_pixels, known_boxes, needle_cells
+from qzoom_agent.training.branches.proposals import answer_with_crop, in_pixels, needle_cells
 from qzoom_agent.training.branches.sharded_table import write_table
 
 _POOL = 16
@@ -96,14 +97,13 @@ def select_heads(backend: HFBackend, records: Records, search: HeadSearch, label
         asked, said = attended_answers(backend, rows, labelling)
         kept, valid, queries, images = attend(backend, asked, said, layers, labelling.asking)
         for at, (row, one, response, (start, high, wide)) in enumerate(zip(rows, asked, queries, images, strict=True)):
-            boxes = known_boxes(row) or []
-            if row["boxes"] is not None and not boxes:
+            if row.known_boxes == ():
                 continue  # no part of the image in particular
             place: dict[str, Any] = {"queries": response, "keys": slice(start, start + high * wide), "mask": valid}
             found = [kept.attention(layer, range(heads), **place)[at].mean(dim=1) for layer in layers]
             maps.append(torch.cat(found).cpu().numpy())
-            cells = needle_cells(one.cells, one.store.view("coarse"), boxes)
-            insides.append(cells.flatten().numpy() if boxes else None)
+            cells = needle_cells(one.cells, one.store.view("coarse"), row.boxes)
+            insides.append(cells.flatten().numpy() if row.boxes else None)
     if not maps:
         raise ConfigError(
             "No question is about a part of the image: all have an empty list of boxes. Give others, or leave the "
@@ -284,8 +284,8 @@ def label(
 
     def rows(_: range, some: Sequence[Record]) -> list[dict[str, Any]]:
         made: dict[int, dict[str, Any]] = {}
-        for mode in dict.fromkeys(record["mode"] for record in some):  # which have the same heads
-            places = [at for at, record in enumerate(some) if record["mode"] == mode]
+        for mode in dict.fromkeys(record.mode for record in some):  # which have the same heads
+            places = [at for at, record in enumerate(some) if record.mode == mode]
             heads = heads_for(labelling, mode, model=backend.name, selected=selected)
             found = _labelled(backend, [some[at] for at in places], labelling, heads, mode, k=k, aligned=aligned)
             made |= zip(places, found, strict=True)
@@ -317,8 +317,8 @@ def _labelled(
     """Yield the columns of each record of one mode."""
     # in scenes the published recipe asks for boxes, so that the answer attends to objects
     published = recipe.grounding == "published"
-    prompts: list[Any] = [
-        {**row, "question": prepared_prompt(row["question"], mode, keep_short=row["short_labels"])} for row in records
+    prompts = [
+        replace(row, question=prepared_prompt(row.question, mode, keep_short=row.short_labels)) for row in records
     ]
     asked, said = attended_answers(backend, prompts if published else records, recipe)
     maps = collect(backend, asked, said, heads, recipe, k=k)

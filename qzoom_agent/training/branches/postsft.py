@@ -142,19 +142,20 @@ def train_postsft(
 
     def read(index: int) -> dict[str, Any]:
         case = cases[chosen[index]]
-        return {**records[case["row"]], "case": case}
+        return {"record": records[case["row"]], "case": case}
 
     def prepare(rows: Rows) -> dict[str, Any]:
+        learned: list[Record] = [row["record"] for row in rows]
         boxes, targets = [], []
-        for row in rows:
+        for row, record in zip(rows, learned, strict=True):
             rng, case = Random(f"{recipe.seed}/{row['draw']}"), row["case"]
             proposed = Box(*case["box"])
             noisy = rng.random() < stage.noise
-            boxes.append(random_box(rng, Size(*row["image"].size), stage.noise_side) if noisy else proposed)
+            boxes.append(random_box(rng, Size(*record.image.size), stage.noise_side) if noisy else proposed)
             own = case["plain"] if case["plain_right"] else case["cropped"]
-            targets.append(row["answer"] if stage.target == "gold" else own)
+            targets.append(record.answer if stage.target == "gold" else own)
         with torch.no_grad():
-            asked = with_crop(backend, rows, boxes, tokens=None, aligned=stage.positions == "aligned")  # type: ignore[arg-type]
+            asked = with_crop(backend, learned, boxes, tokens=None, aligned=stage.positions == "aligned")
         labels = [answer_ids(backend, text) for text in targets]
         ready = [with_answer(one.ready, ids) for one, ids in zip(asked, labels, strict=True)]
         return answer_batch(backend, [one.session for one in asked], ready, labels)

@@ -55,7 +55,7 @@ class LookOutcome(NamedTuple):
     """(rows, columns) probabilities, 0 on sinks."""
     coarse: View
     image: Size
-    boxes: list[Box] | None
+    boxes: Sequence[Box] | None
     """Boxes of the answer, in pixels of the image; None: unknown."""
     grid: Grid
     """The cells of `heat`, and where they lie in the coarse view."""
@@ -109,7 +109,7 @@ def look_at_batch(
     out = []
     for row, one, seen in zip(records, asked, found, strict=True):
         coarse, size = one.store.view("coarse"), one.store.view("original").size
-        out.append(LookOutcome(seen.score, seen.maps[0].heat, coarse, size, known_boxes(row), one.cells))
+        out.append(LookOutcome(seen.score, seen.maps[0].heat, coarse, size, row.known_boxes, one.cells))
     return out
 
 
@@ -120,11 +120,6 @@ def run_branches(
     states = lower_states(backend, asked, branches.config.k, inside_crops=branches.config.inside_crops)
     given = {**states._asdict(), "options": options, **how}
     return look(branches, Decoder(backend.model).adapter, given.pop("hidden"), **given)
-
-
-def known_boxes(record: Record) -> list[Box] | None:
-    """Return the boxes of the answer, in pixels of the image; None: unknown."""
-    return None if record["boxes"] is None else [Box(x1, y1, x2, y2) for x1, y1, x2, y2 in record["boxes"]]
 
 
 def localisation(seen: Sequence[LookOutcome], options: PerceptionConfig) -> Localisation:
@@ -271,7 +266,7 @@ def answer_with_crop(
 def answer_by_own_calls(backend: HFBackend, record: Record, *, tokens: int | None) -> str | None:
     """Return the model's answer when it may zoom by itself; `tokens` limits the coarse view (None: the preset's)."""
     config = AgentConfig(policy="explicit").replace(**{"budget.coarse_tokens": tokens})
-    return Agent(backend, config=config).run(record["image"], record["question"]).text
+    return Agent(backend, config=config).run(record.image, record.question).text
 
 
 def higher_budgets(recipe: BranchRecipe, tokens: int) -> list[int]:

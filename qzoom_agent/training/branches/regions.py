@@ -221,7 +221,7 @@ class RegionReader:
 
     def _question(self, record: Record, prompt: CoarsePrompt, seen: LookOutcome) -> _Question:
         """Find the regions of a map, without those that cannot be cropped."""
-        stage, rng = self.stage, Random(f"regions/{self.seed}/{record['id']}")
+        stage, rng = self.stage, Random(f"regions/{self.seed}/{record.id}")
 
         def legal(regions: Sequence[Region]) -> list[Region]:
             return [one for one in regions if self.zoom.plan(prompt.store, self._box(one, seen)).error is None]
@@ -259,7 +259,7 @@ class RegionReader:
             shown = show_crops(self.backend, [one.prompt for one, _ in part], boxes)
             read += [
                 log_odds(value)
-                for value in answer_log_probabilities(self.backend, shown, [one.record["answer"] for one, _ in part])
+                for value in answer_log_probabilities(self.backend, shown, [one.record.answer for one, _ in part])
             ]
         values = dict(zip(given, read, strict=True))
         return [[values[key] for key in some] for some in keys]
@@ -359,10 +359,11 @@ def _fit(
 
     def read(index: int) -> dict[str, Any]:
         row = table[index]
-        return {**records[row["row"]], "tokens": row["tokens"], "targets": targets[index]}
+        return {"record": records[row["row"]], "tokens": row["tokens"], "targets": targets[index]}
 
     def prepare(rows: Rows) -> dict[str, Any]:
-        states = lower_states(backend, ask(backend, rows, [row["tokens"] for row in rows]), k)  # type: ignore[arg-type]
+        asked = ask(backend, [row["record"] for row in rows], [row["tokens"] for row in rows])
+        states = lower_states(backend, asked, k)
         wanted = np.concatenate([row["targets"] for row in rows], axis=1)
         return {"states": states, "targets": torch.from_numpy(wanted).to(states.hidden.device)}
 

@@ -8,6 +8,7 @@ over all labelled cells of a batch, as published.
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -118,13 +119,13 @@ def train_sdrpn(
     def read(index: int) -> dict[str, Any]:
         if index >= len(labels):
             question, image = absent[index - len(labels)]
-            return {**records[places[image]], "question": records[places[question]]["question"], "map": None}
+            return {"record": replace(records[places[image]], question=records[places[question]].question), "map": None}
         row = labels[index]
-        return {**records[row["row"]], "map": row["map"], "sink": row["sink"], "shown": row.get("shown")}
+        return {"record": records[row["row"]], "map": row["map"], "sink": row["sink"], "shown": row.get("shown")}
 
     def prepare(rows: Rows) -> dict[str, Any]:
         turn = rows[0]["draw"] // stage.optimisation.per_device_train_batch_size
-        asked = ask(backend, rows, stage.tokens[turn % len(stage.tokens)])  # type: ignore[arg-type]
+        asked = ask(backend, [row["record"] for row in rows], stage.tokens[turn % len(stage.tokens)])
         states = lower_states(backend, asked, k)
         made = [
             torch.zeros(high * wide, dtype=torch.long)

@@ -83,6 +83,6 @@ def write_table(
     def part(indices: range) -> Iterator[dict[str, Any]]:
         for chosen, some in record_batches(records, indices, batch):
             for index, record, row in zip(chosen, some, rows(chosen, some), strict=True):
-                yield {"row": index, "image_id": record["image_id"], **row}
+                yield {"row": index, "image_id": record.cluster, **row}
 
     return write_parts(folder, len(records), part, progress=progress)

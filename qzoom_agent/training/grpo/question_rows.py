@@ -18,7 +18,7 @@ from qzoom_agent.data.samples import Sample
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.tasks.needle import NeedleTask
 from qzoom_agent.evaluation.tasks.needle import sample as draw_sample
-from qzoom_agent.training.branches.dataset import ConcatenatedRecords, Records, load_records, sample_of
+from qzoom_agent.training.branches.dataset import ConcatenatedRecords, Records, load_records
 from qzoom_agent.training.grpo.grpo_recipe import GRPORecipe
 
 FIRST_SEED: Final = 1_000_000_000_000
@@ -114,6 +114,6 @@ def _draw(index: int, *, shares: tuple[tuple[NeedleTask, float], ...], seed: int
 
 
 def _read(index: int, *, records: Records) -> Sample:
-    sample = sample_of(records[index])
+    sample: Sample = records[index]
     # ids of rows are those of their source, which another may have as well, and rollouts of one id are a group
     return replace(sample, id=f"{index}/{sample.id}")

@@ -29,7 +29,6 @@ from qzoom_agent.protocols.calls import PADDING, ZOOM
 from qzoom_agent.protocols.nano import LOCATION_STEP
 from qzoom_agent.review import OPINIONS
 from qzoom_agent.trace import PerceptionRecord
-from qzoom_agent.training.branches.dataset import Record, sample_of
 from qzoom_agent.training.rewards import Accuracy, Coverage, Judge, Redundant, Rollout
 from qzoom_agent.training.sft.sft_recipe import ColdStartRecipe
 
@@ -141,9 +140,9 @@ class Demonstrations:
         self._looks = Agent(backend, config=looking) if looks else None
         self._reviewed = Agent(self._scripted, config=config.replace(policy="hybrid")) if recipe.hybrid else None
 
-    def __call__(self, record: Record) -> Demonstration:
-        """Return the episode of one record; BackendError if a teacher cannot be reached."""
-        sample, agent = sample_of(record), self._agent
+    def __call__(self, sample: Sample) -> Demonstration:
+        """Return the episode of one question; BackendError if a teacher cannot be reached."""
+        agent = self._agent
         plan = self._plan(sample)
         if self._reviewed is not None and Random(f"hybrid/{sample.id}").random() < self.recipe.hybrid:
             agent = self._reviewed
@@ -153,7 +152,7 @@ class Demonstrations:
         if self.recipe.teacher is not None and answer.trace.status == "error":
             raise BackendError(answer.trace.error or "The teacher failed.")  # every other episode would fail as well
         # where the evidence lies is not known, so that no call could be written
-        unknown = self.recipe.boxes == "oracle" and not self.recipe.needless and record["boxes"] is None
+        unknown = self.recipe.boxes == "oracle" and not self.recipe.needless and sample.known_boxes is None
         dropped = "no box" if unknown else self.judge(Rollout(answer.trace, sample))
         return Demonstration(answer, self._scripted.conversation, dropped)
 

@@ -67,7 +67,10 @@ def demonstrations(backend: HFBackend, recipe: ColdStartRecipe, folder: Path) ->
                 answer, conversation, dropped = make(record)
                 shown = [answer.store.image(view) for view in view_ids(conversation)]
                 yield {
-                    **{key: record[key] for key in ("id", "image_id", "question", "answer")},
+                    "id": record.id,
+                    "image_id": record.cluster,
+                    "question": record.question,
+                    "answer": record.answer,
                     "crops": answer.trace.usage.served,
                     "dropped": dropped,
                     **to_row(conversation, shown, codec=backend.codec),

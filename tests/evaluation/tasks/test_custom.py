@@ -226,7 +226,7 @@ def test_a_column_may_have_a_point_in_its_name(tmp_path: Path) -> None:
     (one,) = find_task(str(table)).load(TaskSource(columns={"answer": "meta.answer", "id": "No."}))
     assert (one.answer, one.id) == ("red", "flat-r1")
     row = load_records([DatasetSpec(path=str(table), columns={"answer": "meta.answer"})])[0]
-    assert row["answer"] == "red"
+    assert row.answer == "red"
     nested = tmp_path / "nested.jsonl"
     records: list[Any] = [{"said": "red"}, None]
     nested.write_text("\n".join(json.dumps({"image": "own.png", "question": "What?", "meta": one}) for one in records))

@@ -152,7 +152,7 @@ def test_answers_as_records_of_the_vqa_challenges(name: str, tmp_path: Path) -> 
 def test_a_publishers_file_as_questions_of_ones_own_and_for_training(tmp_path: Path) -> None:
     path = docvqa(tmp_path)
     assert [one.answers for one in find_task(str(path)).load(TaskSource())] == [("7", "page 7"), ("x",)]
-    assert [load_records([DatasetSpec(path=str(path))])[at]["answers"] for at in range(2)] == [["7", "page 7"], ["x"]]
+    assert [load_records([DatasetSpec(path=str(path))])[at].answers for at in range(2)] == [("7", "page 7"), ("x",)]
 
 
 def vlmevalkit(folder: Path) -> Path:
@@ -176,7 +176,7 @@ def test_vlmevalkits_table(tmp_path: Path) -> None:
     assert first.options == ("red", "blue") and first.answer == "B" and first.kind == "colour"
     assert first.question.startswith('Which "one"\tis it?\n(A) red\n(B) blue')
     assert second.image.size == first.image.size == (600, 600) and second.answer == "D"
-    assert load_records([DatasetSpec(path=str(path))])[1]["answer"] == "D"
+    assert load_records([DatasetSpec(path=str(path))])[1].answer == "D"
     assert open_path(path)[1]["index"] == "8"
 
 

@@ -67,7 +67,7 @@ def test_of_a_multiple_choice_the_chosen_option_counts(tmp_path: Path, said: str
 
 def test_on_boards_the_reply_is_the_answer_and_nothing_else() -> None:
     board = load_records([DatasetSpec(path="needle", limit=1)])[0]
-    gold = board["answer"]
+    gold = board.answer
     for said in (gold, f" {gold.lower()}.", f"it is {gold}", f"The answer is {gold}", f"{gold} {gold}", "", "no"):
         assert is_right(said, board) is exact_match(said, gold)
         assert is_right(said, board, Judge("http://localhost:1/v1")) is exact_match(said, gold), "nobody is asked"

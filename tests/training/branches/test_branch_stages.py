@@ -193,7 +193,7 @@ def test_a_base_that_crops_hurt_is_tuned_refitted_calibrated_and_shipped(
         assert one.perceives
     board = load_records([DatasetSpec(path="needle", limit=1, seed=1)])[0]
     agents = [Agent(one, config=AgentConfig(policy="always")) for one in (backend, looking)]
-    traces = [agent.run(board["image"], board["question"]).trace for agent in agents]
+    traces = [agent.run(board.image, board.question).trace for agent in agents]
     assert [view.kind for view in traces[0].views] == ["original", "coarse", "crop"]
     assert traces[0].turns[0].answer == traces[1].turns[0].answer
 

@@ -60,7 +60,7 @@ def test_need_is_that_of_the_view_that_is_looked_at(
     assert kinds.count(True) >= 2 and kinds.count(False) >= 2
     # of boards of which the box is known it is that which has one
     boards = load_records([DatasetSpec(path="needle", limit=8, a_board=4, seed=1)])
-    agree = sum(bool(boards[at]["boxes"]) == kind for at, kind in enumerate(kinds) if kind is not None)
+    agree = sum(bool(boards[at].boxes) == kind for at, kind in enumerate(kinds) if kind is not None)
     assert agree >= 6
     assert all(len(one.crops) == len(RULES) for one in found)
     assert all(0 < crop.area < 0.2 for one in found if not one.right for crop in one.crops)
@@ -74,7 +74,7 @@ def test_a_question_right_at_a_higher_budget_is_none_for_a_look_that_shows_as_mu
     """Made up: four patterns of right and wrong at 16, 25 and 49 tokens, looked at over 25 and over 16."""
     right = {0: (16, 25, 49), 1: (25, 49), 2: (49,), 3: ()}
     four = load_records([DatasetSpec(path=str(boxless))], limit=4)
-    questions = {four[row]["question"]: row for row in right}
+    questions = {four[row].question: row for row in right}
 
     def made_up(backend, asked, *, max_new_tokens):  # type: ignore[no-untyped-def]
         said = []
@@ -83,7 +83,7 @@ def test_a_question_right_at_a_higher_budget_is_none_for_a_look_that_shows_as_mu
             shown = one.shown[0].tokens
             budget = min((budget for budget in (16, 25, 49) if shown <= budget), default=49)
             fine = len(one.shown) == 1 and budget in right[row]
-            said.append(four[row]["answer"] if fine else "no")
+            said.append(four[row].answer if fine else "no")
         return said
 
     monkeypatch.setattr(proposals, "generate_answers", made_up)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from nano.batches import VALIDATION_SEED
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.tasks.needle import FIRST_SEED
-from qzoom_agent.geometry import Box
+from qzoom_agent.geometry import Box, Size
 from qzoom_agent.images import digest
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.training.branches.base_inference import ask
@@ -24,23 +24,21 @@ from tests.training.branches.conftest import picture
 def test_needle_rows_of_a_board_share_it_and_know_their_boxes() -> None:
     records = load_records([DatasetSpec(path="needle", limit=10, a_board=4)])
     rows = [records[index] for index in range(len(records))]
-    assert [row["image_id"] for row in rows] == [rows[0]["image_id"]] * 4 + [rows[4]["image_id"]] * 4 + [
-        rows[8]["image_id"]
-    ] * 2
-    assert len({row["id"] for row in rows}) == 10
+    assert [row.cluster for row in rows] == [rows[0].cluster] * 4 + [rows[4].cluster] * 4 + [rows[8].cluster] * 2
+    assert len({row.id for row in rows}) == 10
     for row in rows:
-        assert row["question"] and row["answer"]
-        size = row["image"].size
-        assert all(Box(*box).clamp(row["image"].size) == Box(*box) for box in row["boxes"]), size
+        assert row.question and row.answer
+        size = Size(*row.image.size)
+        assert all(box.clamp(size) == box for box in row.boxes)
     # every kind of question of a board comes before any comes again
-    assert len({row["question"] for row in rows[:4]}) == 4
-    assert any(row["boxes"] for row in rows)
+    assert len({row.question for row in rows[:4]}) == 4
+    assert any(row.known_boxes for row in rows)
 
 
 def test_needle_sources_share_no_board_with_each_other_nor_with_what_else_is_drawn() -> None:
     first = load_records([DatasetSpec(path="needle", limit=2, a_board=1)])
     second = load_records([DatasetSpec(path="needle", limit=2, a_board=1, seed=1)])
-    names = {records[index]["image_id"] for records in (first, second) for index in range(2)}
+    names = {records[index].cluster for records in (first, second) for index in range(2)}
     assert len(names) == 4
     assert VALIDATION_SEED < NEEDLE_SEED and NEEDLE_SEED + 4 * NEEDLE_SPAN <= FIRST_SEED
 
@@ -62,11 +60,11 @@ def test_a_folder_with_columns_of_other_names(tmp_path: Path) -> None:
     records = load_records([source])
     assert len(records) == 3
     first, second = records[0], records[1]
-    assert first["question"] == "a? Briefly." and first["answer"] == "x" and first["mode"] == "natural"
-    assert first["answers"] == ["x", "y"] and records[2]["answers"] == [records[2]["answer"]] == ["z"]
-    assert first["boxes"] is None
+    assert first.question == "a? Briefly." and first.answer == "x" and first.mode == "natural"
+    assert first.answers == ("x", "y") and records[2].answers == (records[2].answer,) == ("z",)
+    assert first.known_boxes is None
     # without a column that says so, equal pixels are the same image
-    assert first["image_id"] == second["image_id"] == digest(picture(0))[:16]
+    assert first.cluster == second.cluster == digest(picture(0))[:16]
     with pytest.raises(IndexError):
         records[3]
 
@@ -77,7 +75,7 @@ def test_of_several_questions_the_first_is_asked_and_only_its_own_answer_is_righ
     Dataset.from_list([row]).save_to_disk(str(tmp_path / "table"))
     columns = {"question": "questions", "answer": "answers"}
     (found,) = [load_records([DatasetSpec(path=str(tmp_path / "table"), columns=columns)])[0]]
-    assert (found["question"], found["answer"], found["answers"]) == ("who wrote it?", "Ann", ["Ann"])
+    assert (found.question, found.answer, found.answers) == ("who wrote it?", "Ann", ("Ann",))
 
 
 def test_the_topic_of_each_row_is_that_of_its_source() -> None:
@@ -90,12 +88,12 @@ def test_json_lines_name_images_beside_them(tmp_path: Path) -> None:
     row = {"image": "one.png", "question": "a?", "answer": 7, "boxes": [[0, 0, 10, 10]]}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
     (found,) = [load_records([DatasetSpec(path=str(tmp_path / "rows.jsonl"))])[0]]
-    assert digest(found["image"]) == digest(picture(3))
-    assert found["answer"] == "7" and found["boxes"] == [[0, 0, 10, 10]]
+    assert digest(found.image) == digest(picture(3))
+    assert found.answer == "7" and found.known_boxes == (Box(0, 0, 10, 10),)
 
 
 def ids(records: Records) -> list[str]:
-    return [records[index]["id"] for index in range(len(records))]
+    return [records[index].id for index in range(len(records))]
 
 
 def test_of_several_sources_each_gives_its_share() -> None:
@@ -133,8 +131,8 @@ def test_each_question_is_asked_of_its_own_image_whatever_a_column_of_ids_says(
     records = [found[at] for at in range(4)]
     backend = HFBackend.load(str(folders("qwen2_5_vl")), device="cpu", dtype="float32")
     for record, asked in zip(records, ask(backend, records, 16), strict=True):
-        assert digest(asked.store.image("original")) == digest(record["image"])
-    assert len({record["image_id"] for record in records}) == 4
+        assert digest(asked.store.image("original")) == digest(record.image)
+    assert len({record.cluster for record in records}) == 4
 
 
 @pytest.mark.parametrize("own", [{}, {"id": ["same", "same", "same"]}, {"image_id": ["a", "b", "b"]}])
@@ -143,8 +141,8 @@ def test_several_questions_about_an_image_are_several_records(tmp_path: Path, ow
     rows = {"image": [picture(0), picture(0), picture(1)], "question": ["a?", "b?", "a?"], "answer": ["x", "y", "z"]}
     Dataset.from_dict({**rows, **own}).save_to_disk(str(tmp_path / "table"))
     records = load_records([DatasetSpec(path=str(tmp_path / "table"))])
-    assert records[0]["id"] != records[1]["id"]
-    assert records[0]["image_id"] == records[1]["image_id"] != records[2]["image_id"]
+    assert records[0].id != records[1].id
+    assert records[0].cluster == records[1].cluster != records[2].cluster
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=6), st.integers(1, 200))

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -71,7 +72,7 @@ def labels_of(records: Records, grid: tuple[int, int]) -> Dataset:
     heat = np.zeros(grid, dtype=np.float32)
     heat[high // 4 : 3 * high // 4, wide // 4 : wide // 2] = 1.0
     rows = [
-        {"row": row, "image_id": records[row]["image_id"], "right": row != 1, "map": heat.tolist(), "sink": None}
+        {"row": row, "image_id": records[row].cluster, "right": row != 1, "map": heat.tolist(), "sink": None}
         for row in range(len(records))
     ]
     return Dataset.from_list(rows)
@@ -119,15 +120,15 @@ def test_a_share_of_the_labels_is_one_of_each_source(
         taken.clear()
         how = recipe(data=sources, sdrpn=SDRPNStage(share=share), labelling=made)
         train_sdrpn(backend, backend.branches.sdrpn, records, labels, how, tmp_path)
-        assert taken == [records[at]["image_id"] for at in (*range(first), *range(8, 8 + second))]
+        assert taken == [records[at].cluster for at in (*range(first), *range(8, 8 + second))]
 
 
 def test_the_padding_of_a_view_is_learned_as_background(
     load: Load, rows: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    backend, record = load("llava"), {**rows[0], "image": Image.new("RGB", (200, 100))}
+    backend, record = load("llava"), replace(rows[0], image=Image.new("RGB", (200, 100)))
     assert backend.branches is not None and backend.branches.sdrpn is not None
-    (one,) = ask(backend, [record], [None])  # type: ignore[list-item]
+    (one,) = ask(backend, [record], [None])
     high, wide = one.grids[0][1:]
     heat = np.full((high, wide), 1e-4)
     heat[0, 0], heat[high // 2, wide // 2] = 0.9, 0.3  # most of the attention is on padding
@@ -145,8 +146,8 @@ def test_what_an_image_does_not_show_is_found_nowhere(load: Load, rows: Records,
     backend = load("qwen2_5_vl")
     assert backend.branches is not None and backend.branches.sdrpn is not None
     dark, asked = [rows[0], rows[6]], ("what is the code?", "how many green triangles are there?")
-    light = [{**row, "image": ImageOps.invert(row["image"]), "image_id": f"{row['image_id']} light"} for row in dark]
-    shown = [{**row, "question": asked[at // 2]} for at, row in enumerate([*dark, *light])]
+    light = [replace(row, image=ImageOps.invert(row.image), cluster=f"{row.cluster} light") for row in dark]
+    shown = [replace(row, question=asked[at // 2]) for at, row in enumerate([*dark, *light])]
     topics = ["dark", "dark", "light", "light"]
     long = FAST.model_copy(update={"num_train_epochs": 24})
     data = [DatasetSpec(path="needle", seed=seed, topic=name) for seed, name in enumerate(("dark", "light"))]
@@ -159,10 +160,10 @@ def test_what_an_image_does_not_show_is_found_nowhere(load: Load, rows: Records,
     backend.branches.eval()
 
     def peaks(questions: Sequence[str]) -> list[float]:
-        rows = [{**row, "question": question} for row, question in zip(shown, questions, strict=True)]
+        rows = [replace(row, question=question) for row, question in zip(shown, questions, strict=True)]
         return [float(one.heat.max()) for one in look_at_batch(backend, rows, tokens=None)]
 
-    own = peaks([row["question"] for row in shown])
+    own = peaks([row.question for row in shown])
     other = peaks([asked[1], asked[1], asked[0], asked[0]])
     assert sum(other) < 0.5 * sum(own), (own, other)
     for some, said in (((), "no topics"), (["dark", None, "dark", None], "one topic, dark")):
@@ -236,7 +237,7 @@ def test_the_gate_learns_whether_and_leaves_the_rest_alone(
     needs = [row % 3 == 0 for row in range(12)]
     table = Dataset.from_list(
         [
-            {"row": row, "image_id": rows[row]["image_id"], "right": [not need, not need, True]}
+            {"row": row, "image_id": rows[row].cluster, "right": [not need, not need, True]}
             for row, need in enumerate(needs)
         ]
     )
@@ -377,7 +378,7 @@ def test_both_answers_of_a_case_are_those_of_an_agent(
         record, case = rows[row], table[row]
         for policy, said in (("direct", "plain"), ("always", "cropped")):
             agent = Agent(backend, config=AgentConfig(policy=policy).replace(**settings))
-            answer = agent.run(record["image"], record["question"])
+            answer = agent.run(record.image, record.question)
             turn = answer.trace.turns[0]
             # Four tokens cut most replies off, which an agent takes for no answer; the case keeps what was written.
             read = get_protocol(backend.protocol).parse(turn.text, answer.store.shown)

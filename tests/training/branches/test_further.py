@@ -193,7 +193,7 @@ def test_crops_have_the_positions_of_the_branches_whatever_the_recipe_says(
     backend.branches.config = backend.branches.config.model_copy(update=settings)
     chains = collect_chains(backend, rows, how, tmp_path / "chains", selected=None)
     collected = len(placed)
-    further.show_chains(backend, [{**rows[0], "boxes": chains[0]["boxes"], "crops": 1}], 4)
+    further.show_chains(backend, [{"record": rows[0], "boxes": chains[0]["boxes"], "crops": 1}], 4)
     assert 0 < collected < len(placed)
 
 
@@ -237,7 +237,7 @@ def test_a_close_up_follows_the_last_call(load: Load, rows: Records, follow: Non
     assert [(len(row["boxes"]), row["close"]) for row in chains] == [(1, 0), (3, 2), (1, 0)] * 4
     for row, record in ((row, rows[row["row"]]) for row in chains if row["close"]):
         _, called, close = (Box(*box) for box in row["boxes"])
-        width, height = record["image"].size
+        width, height = record.image.size
         assert (called.width / width, called.height / height) == pytest.approx((0.4, 0.4), abs=0.05)
         assert (called.x1 / width, called.y1 / height) == pytest.approx((0, 0.05), abs=0.01)  # about the call's centre
         assert called.coverage(close) > 0.9 and close.area < 0.5 * called.area

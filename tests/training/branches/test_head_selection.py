@@ -1,11 +1,13 @@
 """The search for heads that look at what an answer rests on."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from qzoom_agent.training.branches.branch_recipe import HeadSearch, Labelling
-from qzoom_agent.training.branches.dataset import Record, Records
+from qzoom_agent.training.branches.dataset import Records
 from qzoom_agent.training.branches.labelling import rank, select_heads
 from tests.tiny_models import Family
 from tests.training.branches.conftest import Load
@@ -81,5 +83,5 @@ def test_a_model_is_searched_above_its_lowest_layers_with_full_attention(
     assert sum(len(heads) for heads in found.heads.values()) == 3
     # questions that are known to need no part of the image do not count
     assert found.questions == 3 and found.criterion == "attention inside boxes"
-    unknown = [Record(**{**rows[at], "boxes": None}) for at in range(2)]  # type: ignore[typeddict-item]
-    assert select_heads(load(family), unknown, HeadSearch(records=6), how).questions == 2  # type: ignore[arg-type]
+    unknown = [replace(rows[at], boxes=(), coarse_suffices=None) for at in range(2)]
+    assert select_heads(load(family), unknown, HeadSearch(records=6), how).questions == 2

@@ -255,7 +255,7 @@ def test_published_labels_may_be_asked_for_without_the_wish_for_a_short_answer(
     real = base_inference.ask
 
     def heard(backend, records, *args, **kwargs):  # type: ignore[no-untyped-def]
-        asked.extend(record["question"] for record in records)
+        asked.extend(record.question for record in records)
         return real(backend, records, *args, **kwargs)
 
     monkeypatch.setattr(base_inference, "ask", heard)
@@ -275,8 +275,8 @@ def test_of_a_call_its_own_tokens_say_where_to_look(tmp_path: Path) -> None:
     found = 0
     for row in table:
         assert row["answer"].startswith("<zoom>") and row["answer"].endswith("</zoom>")
-        (needle,) = (Box(*box) for box in rows[row["row"]]["boxes"] or ())
-        size = rows[row["row"]]["image"].size
+        (needle,) = rows[row["row"]].boxes
+        size = rows[row["row"]].image.size
         (call,) = PROTOCOLS["nano"].parse(row["answer"], []).calls
         assert call.box is not None
         coarse = fit_tokens(size, factor=28, min_tokens=16, max_tokens=64)

@@ -8,12 +8,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from qzoom_agent.config import PerceptionConfig
+from qzoom_agent.data.samples import Sample
 from qzoom_agent.geometry import Box, Size
 from qzoom_agent.perception.adapters import Grid
 from qzoom_agent.perception.labels import BACKGROUND, FOREGROUND, LabelRules
 from qzoom_agent.perception.maps import MapRegion
 from qzoom_agent.training.branches.base_inference import ask
-from qzoom_agent.training.branches.dataset import Record, Records
+from qzoom_agent.training.branches.dataset import Records
 from qzoom_agent.training.branches.labelling import labels_on_grid, padded_size
 from qzoom_agent.training.branches.proposals import (
     LookOutcome,
@@ -126,19 +127,8 @@ def test_looking_keeps_boxes_scores_and_order(load: Load, rows: Records) -> None
 def test_a_view_that_is_padded_to_a_square_is_measured_where_it_lies(size: tuple[int, int], load: Load) -> None:
     """LLaVA's map covers the padded square: training reads its cells as inference does, and padding is background."""
     backend = load("llava")
-    record = Record(
-        id="q",
-        image=Image.new("RGB", size),
-        image_id="i",
-        question="what?",
-        answer="a",
-        answers=["a"],
-        exact=False,
-        boxes=[[0.0, 0.0, 50.0, 50.0]],
-        mode="textual",
-        short_labels=True,
-    )
-    (one,) = ask(backend, [record], [None])
+    sample = Sample("q", "textual", "textual", Image.new("RGB", size), "what?", "a")
+    (one,) = ask(backend, [sample], [None])
     view, needle = one.store.view("coarse"), Box(0, 0, 50, 50)
     assert any(one.cells.corner)
     touched = needle_cells(one.cells, view, [needle])

@@ -10,6 +10,7 @@ from yaml import safe_dump
 from qzoom_agent.agent import Agent
 from qzoom_agent.cli.main import main as qzoom
 from qzoom_agent.errors import ConfigError, ImageError
+from qzoom_agent.geometry import Box
 from qzoom_agent.training.branches.dataset import DatasetSpec, load_records
 from tests.training.branches.conftest import picture
 from tests.training.branches.test_branch_stages import written
@@ -137,8 +138,8 @@ def test_rows_that_cannot_be_learned_from_are_named(row: dict[str, Any], told: s
     with pytest.raises(ConfigError, match=told):
         load_records([DatasetSpec(path=str(file))])
     file.write_text("".join(json.dumps(one) + "\n" for one in (good, good | {"boxes": []}, good | {"boxes": None})))
-    boxes = [one["boxes"] for one in load_records([DatasetSpec(path=str(file))])]
-    assert boxes == [[[1, 2, 3, 4]], [], None]
+    boxes = [one.known_boxes for one in load_records([DatasetSpec(path=str(file))])]
+    assert boxes == [(Box(1, 2, 3, 4),), (), None]
 
 
 @pytest.mark.usefixtures("unasked")

@@ -119,7 +119,7 @@ def test_a_run_that_is_stopped_resumes_to_the_same_weights(
     def read(self: Any, records: Sequence[Any], tokens: Sequence[Any]) -> list[dict[str, Any]]:
         gains = {"gains": [3.0], "added": [], "replaced": 0, "controls": [], "cells": [[5]], "shares": [[1.0]]}
         learned = {"kind": "learned", "nothing": -5.0, "proposed": -2.0, "grid": [8, 8], **gains}
-        return [{"image_id": one["image_id"], **learned} for one in records]
+        return [learned for _ in records]
 
     def run(folder: Path) -> Tensor:
         backend = prepared(load)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from yaml import safe_dump
 
 from qzoom_agent.agent import Agent
 from qzoom_agent.config import AgentConfig
+from qzoom_agent.data.samples import Sample
 from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.geometry import Box, Size
 from qzoom_agent.messages import Message, image_part, message
@@ -26,7 +28,7 @@ from qzoom_agent.models.interface import SamplingParams
 from qzoom_agent.models.presets import NANO_FOLDER
 from qzoom_agent.perception.branches import Branches
 from qzoom_agent.protocols import PROTOCOLS, get_protocol
-from qzoom_agent.training.branches.dataset import DatasetSpec, load_records, sample_of
+from qzoom_agent.training.branches.dataset import DatasetSpec, load_records
 from qzoom_agent.training.rewards import Rollout
 from qzoom_agent.training.sft import fine_tune as run
 from qzoom_agent.training.sft.conversations import IGNORED, from_row, in_user_turns, to_row, training_conversations
@@ -59,11 +61,17 @@ def recipe(**changes: Any) -> ColdStartRecipe:
     return ColdStartRecipe(**({"data": [NEEDLES]} | changes))
 
 
-def record(**changes: Any) -> Any:
-    image = Image.effect_noise((560, 280), 60).convert("RGB")
-    known = {"id": "a", "image": image, "image_id": "a", "question": "What code?", "answer": "407"}
-    known |= {"answers": [changes.get("answer", "407")]}
-    return known | {"boxes": [[100.0, 60.0, 140.0, 80.0]], "mode": "textual"} | changes
+def record(boxes: Sequence[Sequence[float]] | None = ((100, 60, 140, 80),)) -> Sample:
+    return Sample(
+        id="a",
+        task="textual",
+        kind="textual",
+        image=Image.effect_noise((560, 280), 60).convert("RGB"),
+        question="What code?",
+        answer="407",
+        boxes=tuple(Box(*box) for box in boxes or ()),
+        coarse_suffices=None if boxes is None else not boxes,
+    )
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
@@ -113,10 +121,10 @@ def test_a_demonstration_is_an_episode_with_a_call_for_each_box(nano: HFBackend)
     answer, conversation, dropped = make(records[0])
     assert dropped == ""
     assert [turn.calls[0].decision for turn in answer.trace.turns[:-1]] == ["served", "served"]
-    assert answer.text == records[0]["answer"]
+    assert answer.text == records[0].answer
     assert [one["role"] for one in conversation] == ["user", "assistant"] * 3
-    for view, needle in zip(answer.trace.views[2:], records[0]["boxes"], strict=True):
-        assert view.region.coverage(Box(*needle)) == 1.0
+    for view, needle in zip(answer.trace.views[2:], records[0].boxes, strict=True):
+        assert view.region.coverage(needle) == 1.0
     # one that needs no crop takes none
     easy = Demonstrations(nano, recipe())(record(boxes=[]))
     assert (easy.answer.trace.usage.requested, easy.dropped) == (0, "")
@@ -158,12 +166,12 @@ def test_what_is_right_is_the_recipes_to_say(nano: HFBackend) -> None:
 
 def test_an_episode_that_had_to_be_mended_is_left_out(nano: HFBackend) -> None:
     make = Demonstrations(nano, recipe())
-    episode = Rollout(make(record()).answer.trace, sample_of(record()))
+    episode = Rollout(make(record()).answer.trace, record())
     assert make.judge(episode) == ""
     episode.trace.turns[0].repairs.append("closing </zoom> added")
     assert make.judge(episode) == "malformed"
     episode.trace.turns[0].repairs.clear()
-    needless = Rollout(episode.trace, sample_of(record(boxes=[])))
+    needless = Rollout(episode.trace, record(boxes=[]))
     assert make.judge(needless) == "redundant"
     keeps = Demonstrations(nano, recipe(redundant=True))
     assert keeps.judge(needless) == ""
@@ -179,7 +187,7 @@ def test_the_base_answers_itself_where_it_is_asked_to(nano: HFBackend) -> None:
     assert {one.dropped for one in made} <= {"", "wrong"}
     assert any(one.dropped == "" for one in made)
     for row, one in zip((rows[at] for at in range(6)), made, strict=True):
-        assert (one.answer.text == row["answer"]) == (one.dropped == "")
+        assert (one.answer.text == row.answer) == (one.dropped == "")
 
 
 def test_calls_where_sdrpn_looks(nano: HFBackend) -> None:
@@ -191,7 +199,7 @@ def test_calls_where_sdrpn_looks(nano: HFBackend) -> None:
     made = Demonstrations(backend, recipe(boxes="sdrpn", perception={"threshold": 0.0}))(record(boxes=None))
     (call,) = made.answer.trace.turns[0].calls
     proposed = Agent(backend, config=AgentConfig(policy="direct").replace(**{"perception.threshold": 0.0})).look(
-        record()["image"], "What code?"
+        record().image, "What code?"
     )
     assert call.result == "crop1"
     assert made.answer.trace.views[2].region.iou(Box(*proposed.record.boxes[0])) > 0.6
@@ -220,10 +228,10 @@ def test_a_habit_meets_the_review(nano: HFBackend) -> None:
     refused = make(easy)
     assert [call.code for turn in refused.answer.trace.turns for call in turn.calls] == ["gate"]
     assert (refused.dropped, refused.answer.trace.usage.served) == ("", 0)
-    assert refused.conversation[-1]["content"] == [{"type": "text", "text": easy["answer"]}]
+    assert refused.conversation[-1]["content"] == [{"type": "text", "text": easy.answer}]
     inserted = make(fine)
     assert (inserted.dropped, inserted.answer.trace.usage.requested) == ("", 0)
-    assert inserted.answer.trace.views[2].region.coverage(Box(*fine["boxes"][0])) > 0.95
+    assert inserted.answer.trace.views[2].region.coverage(fine.boxes[0]) > 0.95
     second = make(hop)
     assert (second.dropped, second.answer.trace.usage.requested) == ("", 1), "the note is shown, its place is not"
     with pytest.raises(ValueError, match="oracle"):
@@ -272,7 +280,7 @@ def demonstrate(backend: HFBackend, boxes: int) -> tuple[dict[str, Any], Any, li
     scripted.plan = Plan([Box(0.1 * at, 0.1, 0.1 * at + 0.3, 0.5, frame="unit") for at in range(boxes)], "407")
     budget = {"coarse_tokens": 16, "crop_max_tokens": 9, "crop_min_tokens": 4}
     agent = Agent(scripted, config=AgentConfig(policy="explicit", protocol=protocol).replace(budget=budget))
-    answer = agent.run(record()["image"], "What code?")
+    answer = agent.run(record().image, "What code?")
     names = [part["view"] for one in scripted.conversation for part in one["content"] if part["type"] == "image"]
     row = to_row(scripted.conversation, [answer.store.image(name) for name in names], codec=backend.codec)
     return row, answer, scripted.conversation
@@ -449,7 +457,7 @@ def test_any_family_learns_and_is_an_ordinary_model_afterwards(
     assert any("layers.0" in name for name in changed)
     assert not any("visual" in name for name in changed)
     short = AgentConfig().replace(generation={"max_new_tokens": 8})
-    assert Agent(after, config=short).run(record()["image"], "What code?").status in ("answered", "budget", "refused")
+    assert Agent(after, config=short).run(record().image, "What code?").status in ("answered", "budget", "refused")
     # done once
     assert run.main(["--config", str(config), "--output", str(out)]) == 0
     assert "is there already" in capsys.readouterr().out

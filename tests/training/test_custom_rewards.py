@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint, EntryPoints
@@ -20,6 +19,7 @@ from qzoom_agent.training.grpo.launch import train
 from qzoom_agent.training.reward_list import build, read_reward
 from qzoom_agent.training.rewards import Accuracy, Rollout
 from tests.training.grpo.grpo_script import AGENT, tiny_recipe
+from tests.training.processes import log_of
 from tests.training.test_rewards import CROP, cut, rollout
 
 FOUR = [rollout("407"), rollout("a long answer"), rollout(None), rollout("9", crops=[CROP])]
@@ -160,8 +160,7 @@ def test_grpo_learns_from_it(tmp_path: Path) -> None:
     agent = {**AGENT, "generation": {"max_new_tokens": 6}}
     recipe = tiny_recipe(tmp_path, "qwen2_5_vl", agent=agent, max_steps=2, loss={"mask_truncated": False})
     train(recipe, tmp_path / "out", rewards=[Constant(0.5), {"name": as_for_trl, "weight": 2.0}])
-    lines = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
-    steps = [line for line in lines if "loss" in line]
+    steps = [line for line in log_of(tmp_path / "out") if "loss" in line]
     assert len(steps) == 2 and all(math.isfinite(line["loss"]) for line in steps)
     for line in steps:
         turns = line[f"rewards/{__name__}:as_for_trl/mean"]

@@ -3,7 +3,6 @@ columns that it names."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ from qzoom_agent.training.sft.demonstrations import write_answer, write_call
 from qzoom_agent.training.sft.sft_recipe import load_coldstart_recipe
 from tests.models.misbehaving import Connection, Misbehaving, completion
 from tests.tiny_models import build
+from tests.training.processes import log_of
 
 FOLDER = Path(__file__).resolve().parents[2] / "rl" / "recipes"
 GRPO = sorted(path for path in FOLDER.rglob("grpo.yaml") if path.parent.name != "nano")
@@ -138,7 +138,7 @@ def test_a_step_of_grpo(
     final = grpo.train(recipe, tmp_path / "out")
     outgrown = "Layers below 2, which the branches read, were trained" in capsys.readouterr().out
     assert outgrown == (written.from_layer == 0), "whoever trains adapters is told as well"
-    lines = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    lines = log_of(tmp_path / "out")
     losses = [line["loss"] for line in lines if "loss" in line]
     assert losses and all(math.isfinite(loss) for loss in losses)
     for reward in recipe.rewards:
@@ -172,7 +172,7 @@ def test_a_step_of_its_twin_on_nano(path: Path, server: str, tmp_path: Path) -> 
     }
     recipe = load_grpo_recipe(path, **changes)
     grpo.make_trainer(recipe, tmp_path).train()
-    log = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])
+    log = log_of(tmp_path)[0]
     assert log["grad_norm"] > 0 and log["zoom/call_rate"] > 0
     assert log["rewards/accuracy/mean"] > 0
     assert all(log[f"rewards/{reward.name}/mean"] is not None for reward in recipe.rewards)

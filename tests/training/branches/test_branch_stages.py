@@ -1,11 +1,9 @@
 """`qzoom train branches` from end to end on nano at toy length, killed, and on two processes."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,8 @@ from qzoom_agent.perception.branches import Branches
 from qzoom_agent.training.branches import stages
 from qzoom_agent.training.branches.dataset import DatasetSpec, load_records
 from qzoom_agent.training.branches.export import export_model
+from tests.training.branches import killing
+from tests.training.processes import finished, start
 
 EVERY_STEP = {"save_steps": 1, "logging_steps": 1, "dataloader_num_workers": 0}
 RECIPE: dict[str, Any] = {
@@ -100,20 +100,8 @@ def test_the_stages_of_sdrpn_in_order(tmp_path: Path, capsys: pytest.CaptureFixt
 
 @pytest.mark.slow
 def test_a_gate_is_added_to_sdrpn(three_stages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With answers that are made up: at toy length nano reads nothing."""
-    from qzoom_agent.training.branches import gate
-
     recipe, out = written(tmp_path), shutil.copytree(three_stages, tmp_path / "out")
-    real = gate.write_table
-
-    def made_up(folder, records, rows, **how):  # type: ignore[no-untyped-def]
-        def made(chosen: range, some: Any) -> list[dict[str, Any]]:
-            patterns = ([False, True, True], [True, True, True])
-            return [{**row, "right": patterns[at % 2]} for at, row in zip(chosen, rows(chosen, some), strict=True)]
-
-        return real(folder, records, made, **how)
-
-    monkeypatch.setattr(gate, "write_table", made_up)
+    killing.make_up(monkeypatch.setattr)
     assert qzoom(["train", "gate", "--config", str(recipe), "--output", str(out)]) == 0
     before, after = weights(out / "sdrpn" / "final"), weights(out / "gate" / "final")
     assert equal(before, {name: value for name, value in after.items() if name.startswith("sdrpn")})
@@ -136,11 +124,9 @@ def test_stages_out_of_order_say_what_is_missing(tmp_path: Path, capsys: pytest.
 def test_a_base_that_no_crop_hurts_is_left_as_it_is(
     three_stages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from qzoom_agent.training.branches import stages as run
-
     recipe = written(tmp_path, postsft={"records": 4, "max_new_tokens": 2, "positions": "plain"})
     out = shutil.copytree(three_stages, tmp_path / "out")
-    monkeypatch.setattr(run, "choose_cases", lambda cases, stage, seed: [])
+    monkeypatch.setattr(stages, "choose_cases", lambda cases, stage, seed: [])
     assert qzoom(["train", "postsft", "--config", str(recipe), "--output", str(out)]) == 0
     assert "nothing to learn" in capsys.readouterr().out
     assert not (out / "postsft" / "base").exists() and not (out / "postsft" / "final").exists()
@@ -198,33 +184,17 @@ def test_a_base_that_crops_hurt_is_tuned_refitted_calibrated_and_shipped(
     assert traces[0].turns[0].answer == traces[1].turns[0].answer
 
 
-def run(folder: Path, recipe: Path, *stages: str, launch: tuple[str, ...] = ()) -> subprocess.Popen[str]:
-    stage, *_ = stages
-    command = [sys.executable, *launch, "-m", "qzoom_agent.training.branches.stages", stage]
-    if launch:
-        command = [sys.executable, *launch, "-m", "qzoom_agent.training.branches.stages", stage]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.Popen(
-        [*command, "--config", str(recipe), "--output", str(folder)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environment,
-    )
-
-
-def finished(process: subprocess.Popen[str]) -> str:
-    told, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, told
-    return told
+def run(folder: Path, recipe: Path, stage: str = "branches", *, processes: int = 1) -> subprocess.Popen[str]:
+    line = (stage, "--config", str(recipe), "--output", str(folder))
+    return start("qzoom_agent.training.branches.stages", *line, processes=processes)
 
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     """Killed (SIGKILL) as soon as the first checkpoint of SD-RPN is whole; the second run starts from there."""
     recipe = written(tmp_path, stages=["select-heads", "label", "sdrpn"])
-    finished(run(tmp_path / "whole", recipe, "branches"))
-    killed = run(tmp_path / "killed", recipe, "branches")
+    finished(run(tmp_path / "whole", recipe))
+    killed = run(tmp_path / "killed", recipe)
     checkpoint = tmp_path / "killed" / "sdrpn" / "fit" / "checkpoint-1" / "trainer_state.json"
     until = time.monotonic() + 240
     while not checkpoint.exists() and time.monotonic() < until and killed.poll() is None:
@@ -232,7 +202,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     assert checkpoint.exists() and not (tmp_path / "killed" / "sdrpn" / "final").exists()
-    told = finished(run(tmp_path / "killed", recipe, "branches"))
+    told = finished(run(tmp_path / "killed", recipe))
     assert "is there already" in told and '"step": 1,' not in told
     assert equal(weights(tmp_path / "whole" / "sdrpn" / "final"), weights(tmp_path / "killed" / "sdrpn" / "final"))
 
@@ -243,9 +213,8 @@ def test_two_processes_share_the_work(tmp_path: Path) -> None:
     recipe = written(
         tmp_path, stages=["select-heads", "label", "sdrpn"], data=[{"path": "needle", "limit": 160, "a_board": 8}]
     )
-    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    told = finished(run(tmp_path / "two", recipe, "branches", launch=launch))
-    one = finished(run(tmp_path / "one", recipe, "branches"))
+    told = finished(run(tmp_path / "two", recipe, processes=2))
+    one = finished(run(tmp_path / "one", recipe))
     assert told.count("written") == one.count("written") == 1
     steps = [json.loads(line)["of"] for line in told.splitlines() if line.startswith("{")]
     alone = [json.loads(line)["of"] for line in one.splitlines() if line.startswith("{")]
@@ -262,14 +231,13 @@ def test_two_processes_calibrate_by_answers(tmp_path: Path, boxless: Path) -> No
     """Where no box is known the held-out questions are answered, which all processes have to share."""
     gate = {**RECIPE["gate"], "max_new_tokens": 8}
     recipe = written(tmp_path, held_out=[{"path": str(boxless)}], gate=gate, max_regions=1)
-    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     configs = []
-    for name, how in (("two", launch), ("one", ())):
+    for name, processes in (("two", 2), ("one", 1)):
         final = tmp_path / name / "sdrpn" / "final"
         final.mkdir(parents=True)
         for file in ("branches.json", "branches.safetensors"):
             shutil.copy(NANO_FOLDER / "branches" / file, final)
-        told = finished(run(tmp_path / name, recipe, "calibrate", launch=how))
+        told = finished(run(tmp_path / name, recipe, "calibrate", processes=processes))
         assert told.count("of which need a zoom") == told.count("written") == 1
         configs.append((tmp_path / name / "calibrate" / "final" / "branches.json").read_text())
     assert configs[0] == configs[1]

@@ -62,7 +62,6 @@ def test_rows_of_local_files_and_folders_are_counted(tmp_path: Path) -> None:
 def test_a_folder_has_the_shape_of_its_config(folders: Callable[[Family], Path], tmp_path: Path) -> None:
     copy = copytree(NANO_FOLDER, tmp_path / "copy")
     nano = shape_of(str(copy))
-    assert nano is not None
     known = SHAPES["nano"]
     assert nano[:2] == known[:2] and nano.cached == known.cached and nano.head_weights == 0
     assert nano.layer_weights == pytest.approx(known.layer_weights, rel=0.05)

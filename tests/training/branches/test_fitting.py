@@ -1,6 +1,5 @@
 """Training on tiny models: the loss is the one of inference, only what is meant to change does, and it learns."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -47,6 +46,7 @@ from qzoom_agent.training.branches.proposals import auc, look_at_batch, propose_
 from qzoom_agent.training.branches.sdrpn import MapLoss, map_rows, train_sdrpn
 from tests.tiny_models import Family
 from tests.training.branches.conftest import Load, copied, same
+from tests.training.processes import log_of
 
 FAMILIES: tuple[Family, ...] = ("qwen2_5_vl", "qwen3_vl", "qwen3_5", "gemma4", "llava")
 LEARNERS = ("qwen2_5_vl", *(pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES[1:]))
@@ -84,7 +84,6 @@ def test_sdrpn_learns_where_and_leaves_the_base_alone(
 ) -> None:
     backend = load(family)
     branches = backend.branches
-    assert branches is not None and branches.sdrpn is not None
     (one,) = ask(backend, [rows[0]], [None])
     grid = one.grids[0][1:]
     base, gate = copied(backend.model), copied(branches.gate or nn.Module())
@@ -102,7 +101,7 @@ def test_sdrpn_learns_where_and_leaves_the_base_alone(
         (seen,) = look_at_batch(backend, [rows[0]], tokens=tokens)
         found = auc(seen)
         assert found is not None and found > 0.95
-    losses = [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in log_of(tmp_path)]
     assert sum(losses[-4:]) < 0.5 * sum(losses[:4])
 
 
@@ -114,7 +113,6 @@ def test_a_share_of_the_labels_is_one_of_each_source(
     sources = [DatasetSpec(path="needle", limit=limit, a_board=1, seed=seed) for limit, seed in ((8, 0), (4, 1))]
     records = load_records(sources)
     labels, backend = labels_of(records, (8, 8)), load("qwen2_5_vl")
-    assert backend.branches is not None and backend.branches.sdrpn is not None
     made = Labelling(keep="all", rules=LabelRules(blur_kernel=1))
     for share, first, second in ((0.5, 4, 2), (0.25, 2, 1), (1.0, 8, 4)):
         taken.clear()
@@ -127,7 +125,6 @@ def test_the_padding_of_a_view_is_learned_as_background(
     load: Load, rows: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backend, record = load("llava"), replace(rows[0], image=Image.new("RGB", (200, 100)))
-    assert backend.branches is not None and backend.branches.sdrpn is not None
     (one,) = ask(backend, [record], [None])
     high, wide = one.grids[0][1:]
     heat = np.full((high, wide), 1e-4)
@@ -144,7 +141,6 @@ def test_the_padding_of_a_view_is_learned_as_background(
 def test_what_an_image_does_not_show_is_found_nowhere(load: Load, rows: Records, tmp_path: Path) -> None:
     """Questions about dark pictures have no answer in light ones, nor the other way round."""
     backend = load("qwen2_5_vl")
-    assert backend.branches is not None and backend.branches.sdrpn is not None
     dark, asked = [rows[0], rows[6]], ("what is the code?", "how many green triangles are there?")
     light = [replace(row, image=ImageOps.invert(row.image), cluster=f"{row.cluster} light") for row in dark]
     shown = [replace(row, question=asked[at // 2]) for at, row in enumerate([*dark, *light])]
@@ -176,7 +172,6 @@ def test_the_loss_is_that_of_the_maps_that_inference_makes(family: Family, load:
     """Rows of unequal length in a batch, against one look each; cells that teach nothing do not count."""
     backend = load(family)
     branches = backend.branches
-    assert branches is not None and branches.sdrpn is not None
     some = [rows[0], rows[1]]  # a short question and a longer one
     states = lower_states(backend, ask(backend, some, [None] * 2), 3)
     maps = map_rows(branches.sdrpn, states)
@@ -208,7 +203,6 @@ def test_only_right_answers_with_a_usable_map_are_learned_from(
     load: Load, rows: Records, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     backend = load("qwen2_5_vl")
-    assert backend.branches is not None and backend.branches.sdrpn is not None
     how = Labelling(rules=LabelRules(blur_kernel=1), keep="right")
     stage = SDRPNStage(optimisation=FAST.model_copy(update={"num_train_epochs": 1}), share=0.5)
     labels = labels_of(rows, (8, 8))
@@ -232,7 +226,6 @@ def test_the_gate_learns_whether_and_leaves_the_rest_alone(
     """Questions of one text need more at both budgets, those of the others at none."""
     backend = load(family)
     branches = backend.branches
-    assert branches is not None and branches.gate is not None
     base, sdrpn, before = copied(backend.model), copied(branches.sdrpn or nn.Module()), copied(branches.gate)
     needs = [row % 3 == 0 for row in range(12)]
     table = Dataset.from_list(
@@ -256,7 +249,6 @@ def test_the_gate_learns_whether_and_leaves_the_rest_alone(
 
 def test_a_gate_with_nothing_to_tell_apart_is_refused(load: Load, rows: Records, tmp_path: Path) -> None:
     backend = load("qwen2_5_vl")
-    assert backend.branches is not None and backend.branches.gate is not None
     table = Dataset.from_list([{"row": 0, "image_id": "p0", "right": [True, True, True]}] * 3)
     stage = GateStage(tokens=[4, 9, 16], optimisation=FAST)
     said = (
@@ -339,7 +331,6 @@ def test_random_boxes_lie_in_the_image_with_sides_of_the_share_asked_for() -> No
 @pytest.mark.parametrize("family", LEARNERS)
 def test_postsft_trains_the_decoder_alone(family: Family, load: Load, rows: Records, tmp_path: Path) -> None:
     backend = load(family)
-    assert backend.branches is not None
     branches, before = copied(backend.branches), copied(backend.model)
     aligned = "plain" if family in ("llava", "gemma4") else "aligned"
     stage = PostSFTStage(
@@ -357,7 +348,7 @@ def test_postsft_trains_the_decoder_alone(family: Family, load: Load, rows: Reco
     changed = {name for name, value in backend.model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed and all("language_model.layers" in name or "lm_head" in name for name in changed)
     assert not any(weight.requires_grad for weight in backend.model.parameters())
-    losses = [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in log_of(tmp_path)]
     assert losses[-1] < losses[0]
 
 
@@ -367,7 +358,6 @@ def test_both_answers_of_a_case_are_those_of_an_agent(
 ) -> None:
     """The crop stands beside the coarse view as a policy puts it, and boxes are those of the map."""
     backend = load(family)
-    assert backend.branches is not None
     branches = backend.branches
     branches.config = branches.config.model_copy(update={"threshold": 0.3, "positions": "plain"})
     stage = PostSFTStage(positions="plain", max_new_tokens=4)
@@ -390,7 +380,6 @@ def test_both_answers_of_a_case_are_those_of_an_agent(
 
 def test_boxes_are_proposed_whatever_the_gate_says(load: Load, rows: Records) -> None:
     backend = load("qwen2_5_vl")
-    assert backend.branches is not None
     backend.branches.config = backend.branches.config.model_copy(update={"threshold": 0.0, "gate_threshold": 1.0})
     boxes = propose_boxes(backend, [rows[0], rows[1]], tokens=None)
     assert all(box is not None for box in boxes)
@@ -420,7 +409,6 @@ def test_half_precision_is_trained_in_float32_and_comes_back(load: Load, rows: R
     backend.model.to(torch.bfloat16)
     branches = Branches.from_base(backend.model, k=3, depth=2, with_gate=False)
     backend.branches = branches
-    assert branches.sdrpn is not None
     how = Labelling(rules=LabelRules(blur_kernel=1), keep="all")
     stage = SDRPNStage(optimisation=FAST.model_copy(update={"save_steps": 1, "num_train_epochs": 1}))
     train_sdrpn(backend, branches.sdrpn, rows, labels_of(rows, (8, 8)), recipe(sdrpn=stage, labelling=how), tmp_path)

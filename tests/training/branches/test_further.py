@@ -36,6 +36,7 @@ from qzoom_agent.training.branches.further import (
 )
 from tests.tiny_models import Family
 from tests.training.branches.conftest import Load
+from tests.training.processes import log_of
 
 FAST = Optimisation(
     learning_rate=3e-3,
@@ -152,7 +153,6 @@ def test_calls_become_labels_and_branches_learn_them(
     backend = load(family)
     backend.protocol = "plain"
     first = backend.branches
-    assert first is not None
     first.config = first.config.model_copy(update={"gate_threshold": 0.0, "box": (0.4, 0.4), "peak_share": 0.5})
     epochs = 5 if (family, inside) == ("qwen2_5_vl", True) else 8
     how = recipe(FAST.model_copy(update={"num_train_epochs": epochs}), inside_crops=inside, held_out=0.2)
@@ -167,7 +167,7 @@ def test_calls_become_labels_and_branches_learn_them(
     learner.load_state_dict(first.own_weights)
     held = train_further(backend, learner, rows, chains, how, tmp_path)
     assert {one.row for one in held}.isdisjoint({one.row for one in split(chains, steps_of(chains, how), how)[0]})
-    losses = [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in log_of(tmp_path)]
     assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
     assert all(torch.equal(value, frozen[name]) for name, value in backend.model.state_dict().items())
     assert not any(
@@ -218,7 +218,7 @@ def test_close_ups_are_learned_from_attention_without_calls_or_a_gate(
     learner = Branches.from_base(backend.model, **{**settings, "box": (0.5, 0.5)}, inside_crops="only", crops=2)
     learner.load_state_dict(backend.branches.own_weights)
     train_further(backend, learner, rows, chains, how, tmp_path)
-    losses = [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in log_of(tmp_path)]
     assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
     found = measure(backend, learner, rows, chains, steps_of(chains, how), how)
     assert (found.looks, found.more, found.gate) == (len(rows), 0, None)
@@ -229,7 +229,6 @@ def test_a_close_up_follows_the_last_call(load: Load, rows: Records, follow: Non
     """Questions that one crop answers get none here; the call's crop has the sides that SD-RPN proposes."""
     backend = load("qwen2_5_vl")
     backend.protocol = "plain"
-    assert backend.branches is not None
     settings = {"gate_threshold": 0.0, "box": (0.4, 0.4), "peak_share": 0.5}
     backend.branches.config = backend.branches.config.model_copy(update=settings)
     how = recipe(inside_crops=True, close_up=(0.5, 0.5), close_after=2)
@@ -267,7 +266,6 @@ def test_a_next_crop_is_found_where_its_centre_lies_in_a_proposed_region(
     load: Load, rows: Records, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backend = load("qwen2_5_vl")
-    assert backend.branches is not None
     one = SimpleNamespace(score=0.0, maps=[SimpleNamespace(regions=[MapRegion(0, 0, 1, 1, 1.0)])])
     monkeypatch.setattr(further, "run_branches", lambda _, __, shown, options, **___: [one] * len(shown))
     nexts = [[0.0, 0.0, 20.0, 20.0], [60.0, 0.0, 80.0, 20.0], [0.0, 60.0, 20.0, 80.0]]
@@ -286,7 +284,6 @@ def test_the_threshold_is_where_the_errors_are_fewest() -> None:
 
 def test_questions_that_all_take_one_crop_teach_nothing(load: Load, rows: Records, tmp_path: Path) -> None:
     backend = load("qwen2_5_vl")
-    assert backend.branches is not None
     with pytest.raises(ConfigError, match="questions in several steps"):
         train_further(backend, backend.branches, rows, table(("1", 0, ["407"])), recipe(), tmp_path)
 

@@ -1,7 +1,6 @@
 """Gate and post-SFT on nano at toy length, killed at a checkpoint: the same command goes on to the same weights."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from safetensors.torch import load_file
 from qzoom_agent.cli.main import main as qzoom
 from tests.training.branches import killing
 from tests.training.branches.test_branch_stages import EVERY_STEP, equal, weights, written
+from tests.training.processes import ENVIRONMENT
 
 pytestmark = pytest.mark.slow
 
@@ -39,9 +39,8 @@ def test_a_killed_stage_goes_on_to_the_same_weights(
 ) -> None:
     whole, killed = (copytree(begun / "run", tmp_path / name) for name in ("whole", "killed"))
     arguments = ["train", stage, "--config", str(begun / "recipe.yaml"), "--output"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     script = [sys.executable, killing.__file__, "2", *arguments[1:], str(killed)]
-    done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(script, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert done.returncode == -signal.SIGKILL, done.stdout + done.stderr
     assert (killed / stage / "checkpoint-2" / "trainer_state.json").exists()
     assert not (killed / stage / "final").exists() and not (killed / stage / "base").exists()

@@ -95,7 +95,6 @@ def test_maps_are_the_attention_of_the_answer(family: Family, asking: Asking, lo
         image = slice(start, start + high * wide)
         rows_ = [weights[layer][0, head, where, image].mean(0) for layer, head in ((lower, 1), (lower, 3), (5, 0))]
         assert torch.allclose(torch.from_numpy(heat).flatten(), torch.stack(rows_).mean(0), atol=1e-5)
-        assert sink is not None
         assert torch.allclose(torch.from_numpy(sink).flatten(), weights[3][0, 2, where, image].mean(0), atol=1e-5)
 
 
@@ -278,7 +277,6 @@ def test_of_a_call_its_own_tokens_say_where_to_look(tmp_path: Path) -> None:
         (needle,) = rows[row["row"]].boxes
         size = rows[row["row"]].image.size
         (call,) = PROTOCOLS["nano"].parse(row["answer"], []).calls
-        assert call.box is not None
         coarse = fit_tokens(size, factor=28, min_tokens=16, max_tokens=64)
         scale = (size[0] / coarse.width, size[1] / coarse.height) * 2
         called = Box(*(value * by for value, by in zip(call.box, scale, strict=True)))

@@ -53,7 +53,6 @@ def recipe(**stage: Any) -> BranchRecipe:
 def prepared(load: Load) -> HFBackend:
     """Maps of random weights are flat, so their regions are the cells that stand out a little."""
     backend = load("qwen2_5_vl")
-    assert backend.branches is not None
     rules = {"box": (0.4, 0.6), "peak_share": 0.98, "blur": "none"}
     backend.branches.config = backend.branches.config.model_copy(update=rules)
     return backend
@@ -74,7 +73,6 @@ def test_only_sdrpn_learns_and_it_learns_where_the_answer_is(
 ) -> None:
     backend = prepared(load)
     branches = backend.branches
-    assert branches is not None and branches.sdrpn is not None and branches.gate is not None
     base, gate, sdrpn = copied(backend.model), copied(branches.gate), copied(branches.sdrpn)
     stage = {"anchor": 0.01, "controls": 1.0, "next_peaks": 1, "moves": 2}
     some: Any = Subset(rows, range(6))  # type: ignore[type-var]
@@ -94,7 +92,6 @@ def test_a_share_of_the_questions_is_read_with_a_control(load: Load, rows: Recor
 
 def test_the_loss_is_that_of_the_advantages_and_of_the_divergence_from_the_start(load: Load, rows: Records) -> None:
     backend = prepared(load)
-    assert backend.branches is not None and backend.branches.sdrpn is not None
     sdrpn = backend.branches.sdrpn
     start = deepcopy(sdrpn)
     with torch.no_grad():
@@ -123,7 +120,6 @@ def test_a_run_that_is_stopped_resumes_to_the_same_weights(
 
     def run(folder: Path) -> Tensor:
         backend = prepared(load)
-        assert backend.branches is not None and backend.branches.sdrpn is not None
         one = FAST.model_copy(update={"num_train_epochs": 1, "save_steps": 1})
         some: Any = Subset(rows, range(8))  # type: ignore[type-var]
         train_regions(backend, backend.branches.sdrpn, some, recipe(optimisation=one), folder)

@@ -28,6 +28,7 @@ from qzoom_agent.training.branches.fitting import train
 from qzoom_agent.training.branches.run_dir import RunDirectory
 from tests.cases import each_case
 from tests.training.branches.test_branch_stages import RECIPE, written
+from tests.training.processes import log_of
 
 STAGES = ["select-heads", "label", "sdrpn", "calibrate"]
 
@@ -293,8 +294,7 @@ def test_a_tracker_hears_of_every_step(tmp_path: Path, monkeypatch: pytest.Monke
     fit(tmp_path / "untold")
     assert not heard
     fit(tmp_path / "told", how=FIT.model_copy(update={"report_to": "toy"}))
-    lines = [json.loads(line) for line in (tmp_path / "told" / "log.jsonl").read_text().splitlines()]
-    assert heard == [(line["step"], line["loss"]) for line in lines] and len(heard) == 4
+    assert heard == [(line["step"], line["loss"]) for line in log_of(tmp_path / "told")] and len(heard) == 4
 
 
 def several(monkeypatch: pytest.MonkeyPatch, count: int) -> None:

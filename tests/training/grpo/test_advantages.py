@@ -1,6 +1,5 @@
 """What a rollout is worth against the others of its group."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import pytest
 from qzoom_agent.training.grpo.launch import make_trainer
 from qzoom_agent.training.rewards import Rollout
 from tests.training.grpo.grpo_script import AGENT, scripted, tiny_recipe
+from tests.training.processes import log_of
 
 
 def equal(rollouts: Sequence[Rollout]) -> list[float]:
@@ -35,7 +35,7 @@ def step(folder: Path, patch: pytest.MonkeyPatch, **changes: Any) -> tuple[list[
     trainer = make_trainer(tiny_recipe(folder, "qwen2_5_vl", **{**given, **changes}), folder / "out")
     scripted(patch, trainer.backend.codec.tokenizer, [["<answer>407</answer>"] * 8])
     trainer.train()
-    return [*trainer._logs["advantages"]], json.loads((folder / "out" / "log.jsonl").read_text().splitlines()[0])
+    return [*trainer._logs["advantages"]], log_of(folder / "out")[0]
 
 
 def test_equal_rewards_move_no_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,7 @@ from qzoom_agent.training.reward_list import accuracy_of
 from qzoom_agent.training.rewards import Accuracy, Rollout
 from qzoom_agent.views import ViewStore
 from tests.training.grpo.grpo_script import AGENT, tell, tiny_recipe
+from tests.training.processes import log_of
 from tests.training.test_rewards import QUESTION, rollout
 
 NOWHERE = "http://127.0.0.1:9/v1"
@@ -43,9 +44,8 @@ def said(*answers: str) -> list[Rollout]:
     return [rollout(answer, gold="nokia", group=str(at), task="text") for at, answer in enumerate(answers)]
 
 
-def warnings_of(log: Path) -> list[str]:
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
-    return [line["warning"] for line in lines if "warning" in line]
+def warnings_of(output: Path) -> list[str]:
+    return [line["warning"] for line in log_of(output) if "warning" in line]
 
 
 def test_accuracy_is_by_the_recipes_own_rule() -> None:
@@ -159,13 +159,13 @@ def test_a_reward_that_never_speaks_is_said_once(tmp_path: Path) -> None:
     for value in (0.5, None, 0.5, None):
         logs: dict[str, Any] = {"rewards/first-crop/mean": value, "rewards/accuracy/mean": 0.5, "entropy": None}
         tell(alarm, **logs)
-    (line,) = warnings_of(log)
+    (line,) = warnings_of(tmp_path)
     assert "the reward 'first-crop' is None for every rollout" in line
     log.write_text(json.dumps({"step": 1, "rewards/first-crop/mean": None}) + "\n")
     goes_on = MetricsCallback(log)
     begun(goes_on, 1)
     tell(goes_on, **{"rewards/first-crop/mean": None})  # type: ignore[arg-type]
-    assert not warnings_of(log), "said before the run was killed"
+    assert not warnings_of(tmp_path), "said before the run was killed"
 
 
 def test_a_run_says_that_its_rows_lack_what_a_reward_needs(tmp_path: Path) -> None:
@@ -175,8 +175,7 @@ def test_a_run_says_that_its_rows_lack_what_a_reward_needs(tmp_path: Path) -> No
     rows = Dataset.load_from_disk(tiny.data[0].path).remove_columns("boxes")
     rows.save_to_disk(str(tmp_path / "bare"))
     run.train(tiny.model_copy(update={"data": [DatasetSpec(path=str(tmp_path / "bare"))]}), tmp_path / "out")
-    lines = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
-    said = [line["warning"] for line in lines if "is None for every rollout" in line.get("warning", "")]
+    said = [text for text in warnings_of(tmp_path / "out") if "is None for every rollout" in text]
     assert len(said) == 1 and "first-crop" in said[0]
 
 
@@ -186,7 +185,7 @@ def test_alarms_ring_once_when_calls_stop(tmp_path: Path, capsys: pytest.Capture
         tell(alarm, **{"zoom/call_rate_needed/needle-hop": rate, "entropy": 1.0})
     assert alarm.warned == {"zoom/call_rate_needed/needle-hop"}
     assert capsys.readouterr().out.count("the model stops zooming") == 1
-    assert "fell from 0.90" in warnings_of(tmp_path / "log.jsonl")[0]
+    assert "fell from 0.90" in warnings_of(tmp_path)[0]
 
 
 @pytest.mark.parametrize(

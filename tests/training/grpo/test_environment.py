@@ -1,6 +1,5 @@
 """`rollouts.by: environment`: TRL's own tool loop."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import torch
 
 from qzoom_agent.training.grpo.launch import make_trainer
 from tests.training.grpo.grpo_script import tiny_recipe
+from tests.training.processes import log_of
 
 
 def test_a_reply_that_trl_cuts_off_is_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,7 +25,7 @@ def test_a_reply_that_trl_cuts_off_is_no_answer(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(trainer.model, "generate", generate)
     trainer.train()
-    log = json.loads((tmp_path / "out" / "log.jsonl").read_text().splitlines()[0])
+    log = log_of(tmp_path / "out")[0]
     assert log["zoom/truncated"] == log["completions/clipped_ratio"] == 0.25
     assert log["zoom/accuracy"] == 0.25 and log["rewards/accuracy/mean"] == pytest.approx(1 / 3, abs=1e-4)
     assert "zoom/written_tokens" not in log, "nobody counts them there"

@@ -27,6 +27,7 @@ from qzoom_agent.training.rewards import Rollout
 from tests.tiny_models import Family, build
 from tests.training.grpo.grpo_script import AGENT, scripted, tiny_model, tiny_recipe
 from tests.training.grpo.grpo_script import recipe as script_recipe
+from tests.training.processes import log_of
 
 CALL = '<think>look</think><tool_call>{"name": "image_zoom_in_tool", "arguments": {"bbox_2d": %s}}</tool_call>'
 NEAR, FAR = CALL % "[5, 5, 60, 60]", CALL % "[40, 20, 90, 90]"
@@ -75,17 +76,12 @@ def says(patch: pytest.MonkeyPatch, trainer: ZoomTrainer, turns: Iterable[Sequen
     patch.setattr(trainer.model, "generate", generate)
 
 
-def log_of(output: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
-
-
 @pytest.mark.parametrize("family", ["qwen2_5_vl", pytest.param("qwen3_vl", marks=pytest.mark.slow)])
 def test_a_step_learns_from_episodes_with_crops(
     family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = tiny_recipe(tmp_path, family)
     trainer = make_trainer(recipe, tmp_path / "out")
-    assert isinstance(trainer, EpisodeTrainer)
     scripted(monkeypatch, trainer.backend.codec.tokenizer, SCRIPTS[family])
     before = {name: weight.detach().clone() for name, weight in trainer.backend.model.named_parameters()}
     trainer.train()
@@ -374,7 +370,6 @@ def test_crops_in_their_place_are_trained_on(family: Family, looking: GRPORecipe
         Branches.from_base(backend.model, k=1, depth=1, gate_depth=1).save(tmp_path / "branches")
         recipe = recipe.model_copy(update={"model": str(model), "branches": str(tmp_path / "branches")})
     trainer = make_trainer(recipe, tmp_path / "out")
-    assert isinstance(trainer, EpisodeTrainer)
     trainer.train()
     log = log_of(tmp_path / "out")[0]
     assert log["zoom/inserted"] == 1.0 and log["rollout/logp_difference_max"] < 1e-5
@@ -392,7 +387,6 @@ def test_trl_writes_turns_after_crops_in_their_place(
     looking: GRPORecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = make_trainer(rolled_out(aligned(looking), by="generate"), tmp_path)
-    assert isinstance(trainer, EpisodeTrainer)
     generate, given = trainer.model.generate, list[torch.Tensor]()
 
     def kept(**inputs: Any) -> Any:
@@ -436,7 +430,6 @@ def test_what_looks_is_on_the_device_of_the_training(
 ) -> None:
     recipe = rolled_out(looking, by=by, perception=perception).model_copy(update={"protocol": "qwen3vl"})
     trainer = make_trainer(recipe, tmp_path)
-    assert trainer.looker is not None and trainer.looker.branches is not None
     move_looker(trainer.looker, torch.device("meta"), trained=trainer.backend)
     assert {weight.device.type for weight in trainer.looker.branches.parameters()} == {"meta"}
     base = {weight.device.type for weight in trainer.looker.model.parameters()}

@@ -14,6 +14,7 @@ from qzoom_agent.training.grpo.launch import make_trainer, train
 from qzoom_agent.training.rewards import Rollout
 from tests.training.grpo.grpo_script import AGENT, tiny_recipe
 from tests.training.grpo.test_grpo import KilledInStep, even
+from tests.training.processes import log_of
 
 WORTH = {"0": 0.0, "1": 1.0, "2": 5.0, "3": 0.0}
 
@@ -44,7 +45,6 @@ def evaluated(folder: Path, **changes: Any) -> GRPORecipe:
 
 def chosen_by(reward: int, recipe: GRPORecipe) -> GRPORecipe:
     """The recipe, whose best model is that with most of one of its rewards."""
-    assert recipe.evaluation is not None
     metric = {"metric_for_best_model": f"rewards/{recipe.rewards[reward].name}/mean"}
     return recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update=metric)})
 
@@ -98,5 +98,4 @@ def test_what_was_asked_before_a_run_that_begins_anew_is_logged_once(tmp_path: P
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
     train(recipe, tmp_path / "out")
-    lines = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if "eval_reward" in line] == [0, 1]
+    assert [line["step"] for line in log_of(tmp_path / "out") if "eval_reward" in line] == [0, 1]

@@ -23,7 +23,6 @@ def large(**changes: Any) -> GRPORecipe:
 
 def test_weights_that_are_trained_are_held_in_float32_with_gradients_and_two_moments() -> None:
     size = shape_of("qwen2.5-vl-7b")
-    assert size is not None
     full = memory(large(), size, tokens=1000, processes=1)
     trained = trained_weights(large(), size) / 1e9
     assert trained == pytest.approx(28 * 0.233 + 0.545)
@@ -36,7 +35,6 @@ def test_weights_that_are_trained_are_held_in_float32_with_gradients_and_two_mom
 
 def test_adapters_copies_and_checkpointing_count() -> None:
     size = shape_of("qwen2.5-vl-7b")
-    assert size is not None
     adapted = trained_weights(large(lora={"r": 16}), size)
     assert adapted == pytest.approx(40.4e6, rel=0.01), "as peft counts them, on all linear layers of the decoder"
     plain, reference = (memory(large(loss={"beta": beta}), size, tokens=1000, processes=1) for beta in (0, 0.01))
@@ -60,7 +58,6 @@ def test_a_plan_counts_rounds_steps_and_episodes() -> None:
 
 def test_hours_are_measured_or_follow_from_what_is_stated(tmp_path: Path) -> None:
     size = shape_of("qwen2.5-vl-7b")
-    assert size is not None
     assert "hours        unknown of at most" in describe(large()) and "(--tflops)" in describe(large())
     work = operations(large(max_steps=8), size, tokens=500)
     assert work == pytest.approx(2 * operations(large(), size, tokens=500)) == 8 * (28 * 0.233e9 + 0.545e9) * 500 * 32

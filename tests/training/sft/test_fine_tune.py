@@ -1,9 +1,6 @@
 """`qzoom train coldstart` as a command: on two processes, with another recipe, and with one that is not there."""
 
-import json
-import os
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +14,7 @@ from yaml import safe_dump
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.training.sft import fine_tune as run
 from tests.tiny_models import build
+from tests.training.processes import finished, log_of, start
 
 RECIPE: dict[str, Any] = {
     "dtype": "float32",
@@ -45,37 +43,23 @@ def written(folder: Path, **changes: Any) -> str:
     return str(file)
 
 
-def command(*arguments: str, launch: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    """What `python -m`, or a launcher of it, does with these arguments."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    line = [sys.executable, *launch, "-m", "qzoom_agent.training.sft.fine_tune", *arguments]
-    return subprocess.run(line, capture_output=True, text=True, env=environment, timeout=600, check=False)
-
-
 @pytest.mark.slow
 def test_two_processes_share_the_work(model: str, tmp_path: Path) -> None:
     """What `accelerate launch` starts on two devices: one table, half the steps, one model."""
     needle = {"path": "needle", "limit": 136, "a_board": 8, "tasks": ["needle-scene", "needle-hop"]}
     optimisation = {**RECIPE["optimisation"], "per_device_train_batch_size": 16, "save_steps": 50}
     recipe = written(tmp_path, model=model, data=[needle], optimisation=optimisation)
-    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    out = {name: tmp_path / name for name in ("one", "two")}
-    told = {
-        name: command("--config", recipe, "--output", str(folder), launch=launch if name == "two" else ())
-        for name, folder in out.items()
-    }
-    for name, done in told.items():
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("episodes kept") == done.stdout.count("written") == 1, name
+    out = {processes: tmp_path / str(processes) for processes in (1, 2)}
+    for processes, folder in out.items():
+        line = ("--config", recipe, "--output", str(folder))
+        told = finished(start("qzoom_agent.training.sft.fine_tune", *line, processes=processes))
+        assert told.count("episodes kept") == told.count("written") == 1, processes
     tables = [Dataset.load_from_disk(str(folder / "conversations")) for folder in out.values()]
     assert tables[0]["id"][:] == tables[1]["id"][:] and tables[0]["messages"][:] == tables[1]["messages"][:]
-    logs = [
-        [json.loads(line) for line in (folder / "train" / "log.jsonl").read_text().splitlines()]
-        for folder in out.values()
-    ]
+    logs = [log_of(folder / "train") for folder in out.values()]
     assert logs[1][0]["of"] == -(-logs[0][0]["of"] // 2)
     assert len(logs[1]) == logs[1][0]["of"], "one process writes the log"
-    before, after = load_file(Path(model) / "model.safetensors"), load_file(out["two"] / "final" / "model.safetensors")
+    before, after = load_file(Path(model) / "model.safetensors"), load_file(out[2] / "final" / "model.safetensors")
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 

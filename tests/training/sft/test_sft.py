@@ -38,6 +38,7 @@ from qzoom_agent.views import ViewStore
 from tests.cases import each_case
 from tests.models.misbehaving import Connection, Misbehaving, completion
 from tests.tiny_models import QWEN_TEMPLATE, build
+from tests.training.processes import log_of
 
 FACTORS = {"qwen2_5_vl": 28, "qwen3_vl": 32}
 NEEDLES = DatasetSpec(path="needle", limit=4, a_board=2, tasks=("needle-scene", "needle-hop"))
@@ -94,7 +95,6 @@ def test_every_protocol_reads_the_call_that_is_written_for_it(
     parsed = get_protocol(name).parse(write_call(name, box, shown), store.shown)
     assert (parsed.problems, parsed.repairs, parsed.answer, len(parsed.calls)) == ([], [], None, 1)
     call = parsed.calls[0].as_box
-    assert call is not None
     read = call.to_frame("unit", shown)
     assert read.view == "coarse"
     covered = Box(*read.as_list()).coverage(Box(*box.as_list()))
@@ -338,7 +338,6 @@ def test_logits_of_training_are_those_of_inference(folders: dict[str, Path], fam
             continue
         ready = session.prepare(conversation[:at])
         session.reply(conversation[:at], settings=SamplingParams(max_new_tokens=1))
-        assert session.prompt_logits is not None
         text = one["content"][0]["text"]  # type: ignore[typeddict-item]
         session.remember(ready, tokenizer(text, add_special_tokens=False)["input_ids"], text)
         prompt = len(ready.prompt.ids)
@@ -448,8 +447,7 @@ def test_any_family_learns_and_is_an_ordinary_model_afterwards(
     out = tmp_path / "out"
     assert run.main(["--config", str(config), "--output", str(out)]) == 0
     assert "4 of 4 episodes kept" in capsys.readouterr().out
-    lines = [json.loads(line) for line in (out / "train" / "log.jsonl").read_text().splitlines()]
-    losses = [line["loss"] for line in lines if "loss" in line]
+    losses = [line["loss"] for line in log_of(out / "train") if "loss" in line]
     assert len(losses) == 2 and all(0 < loss < 50 for loss in losses)
     before, after = (HFBackend.load(str(at), device="cpu", dtype="float32") for at in (folders[family], out / "final"))
     old, new = before.model.state_dict(), after.model.state_dict()

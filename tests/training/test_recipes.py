@@ -180,15 +180,13 @@ def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
         load_recipe(tmp_path / "none.yaml")
 
 
-def test_a_recipe_that_is_not_yaml(tmp_path: Path) -> None:
-    (tmp_path / "mine.yaml").write_text("stages: [")
-    with pytest.raises(ConfigError, match=r"mine\.yaml is not YAML in UTF-8: while parsing(.|\n)*line 1"):
-        load_recipe(tmp_path / "mine.yaml")
-
-
-def test_a_recipe_that_is_not_utf_8(tmp_path: Path) -> None:
-    (tmp_path / "mine.yaml").write_bytes("# gr\u00f6\u00dfer\n".encode("latin-1") + MINIMAL.encode())
-    with pytest.raises(ConfigError, match=r"mine\.yaml is not YAML in UTF-8"):
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"stages: [", r": while parsing(.|\n)*line 1"), (("# gr\u00f6\u00dfer\n" + MINIMAL).encode("latin-1"), "")],
+)
+def test_a_recipe_that_is_not_yaml_in_utf_8(content: bytes, said: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"mine\.yaml is not YAML in UTF-8" + said):
         load_recipe(tmp_path / "mine.yaml")
 
 

@@ -64,21 +64,19 @@ def test_branches(tmp_path: Path) -> None:
     assert chosen[0] == chosen[1] and (tmp_path / "script" / "labels").is_dir()
 
 
-@pytest.mark.parametrize("script", [train_grpo, train_sft, train_branches])
-def test_a_second_run_does_not_write_into_the_folder_of_the_first(script: Any, tmp_path: Path) -> None:
-    name = {"train_grpo": "grpo", "train_sft": "coldstart", "train_branches": "branches"}[script.__name__]
+@pytest.mark.parametrize(
+    ("script", "name"), [(train_grpo, "grpo"), (train_sft, "coldstart"), (train_branches, "branches")]
+)
+def test_a_dry_run_trains_nothing_and_a_second_run_does_not_write_into_the_folder_of_the_first(
+    script: Any, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = Path(script.__file__).parent / "recipes" / "nano" / f"{name}.yaml"
+    command = ["--config", str(config), "--output", str(tmp_path / "out")]
+    assert script.main([*command, "--dry-run"]) == 0
+    assert "nano" in capsys.readouterr().out and not (tmp_path / "out").exists()
     with (
         sole_writer(tmp_path / "out", flag="--output"),
         pytest.raises(ConfigError, match="Another process is writing into"),
     ):
-        script.main(["--config", str(config), "--output", str(tmp_path / "out")])
+        script.main(command)
     assert not (tmp_path / "out" / "recipe.yaml").exists()
-
-
-@pytest.mark.parametrize("script", [train_grpo, train_sft, train_branches])
-def test_a_dry_run_trains_nothing(script: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    name = {"train_grpo": "grpo", "train_sft": "coldstart", "train_branches": "branches"}[script.__name__]
-    config = Path(script.__file__).parent / "recipes" / "nano" / f"{name}.yaml"
-    assert script.main(["--config", str(config), "--output", str(tmp_path / "out"), "--dry-run"]) == 0
-    assert "nano" in capsys.readouterr().out and not (tmp_path / "out").exists()

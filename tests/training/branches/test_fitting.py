@@ -258,12 +258,16 @@ def test_a_gate_with_nothing_to_tell_apart_is_refused(load: Load, rows: Records,
         train_gate(backend, backend.branches.gate, rows, table, recipe(gate=stage), tmp_path)
 
 
+def make_checkpoints(folder: Path, count: int) -> None:
+    for step in range(1, count + 1):
+        (one := folder / f"checkpoint-{step}").mkdir()
+        save_file({"w": torch.zeros(4)}, one / "trained.safetensors")
+        torch.save({"step": step}, one / "optimizer.pt")
+        (one / "trainer_state.json").write_text("{}")
+
+
 def test_a_damaged_checkpoint_is_not_resumed_from(tmp_path: Path) -> None:
-    for step in (1, 2, 3):
-        (folder := tmp_path / f"checkpoint-{step}").mkdir()
-        save_file({"w": torch.zeros(4)}, folder / "trained.safetensors")
-        torch.save({"step": step}, folder / "optimizer.pt")
-        (folder / "trainer_state.json").write_text("{}")
+    make_checkpoints(tmp_path, 3)
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-3")
     for file in ("checkpoint-3/trained.safetensors", "checkpoint-2/optimizer.pt"):
         content = (tmp_path / file).read_bytes()
@@ -273,11 +277,7 @@ def test_a_damaged_checkpoint_is_not_resumed_from(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("lost", ["trained.safetensors", "optimizer.pt"])
 def test_a_checkpoint_that_was_copied_in_part_is_not_resumed_from(lost: str, tmp_path: Path) -> None:
-    for step in (1, 2):
-        (folder := tmp_path / f"checkpoint-{step}").mkdir()
-        save_file({"w": torch.zeros(4)}, folder / "trained.safetensors")
-        torch.save({"step": step}, folder / "optimizer.pt")
-        (folder / "trainer_state.json").write_text("{}")
+    make_checkpoints(tmp_path, 2)
     (tmp_path / "checkpoint-2" / lost).unlink()
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-1")
     (tmp_path / "checkpoint-1" / lost).unlink()

@@ -23,6 +23,14 @@ from qzoom_agent.training.rewards import Accuracy, Rollout
 from qzoom_agent.training.trained_model import is_finished, keep_recipe
 from tests.training.grpo.grpo_script import questions, recipe
 
+HOP = "max_steps: 40\nneedle: {needle-hop: 1}\n"
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "grpo.yaml"
+    path.write_text(text)
+    return path
+
 
 def any_value(rollouts: list[Rollout], table: object = None) -> list[float]:
     """A reward with a setting that JSON does not have."""
@@ -82,68 +90,48 @@ def test_rows_of_two_sources_with_the_same_ids_are_different_groups(tmp_path: Pa
     [
         ("needle: {needle-hop: 1.0}", "it lacks the key 'max_steps'"),
         ("max_steps: 1", "give one of them"),
-        ("max_steps: 1\nneedle: {needle-hop: 1}\ngradient_accumulation_steps: 4", "steps follows from `prompts`"),
+        (HOP + "gradient_accumulation_steps: 4", "steps follows from `prompts`"),
         (
-            "max_steps: 1\nneedle: {needle-hop: 1}\nprompts: 3\nnum_generations: 3\nper_device_train_batch_size: 2",
+            HOP + "prompts: 3\nnum_generations: 3\nper_device_train_batch_size: 2",
             "3 prompts x 3 rollouts do not divide into 1 minibatches of batches of 2 on 1 device",
         ),
-        ("max_steps: 1\nneedle: {needle-hop: 1}\nrewards: [{name: charm}]", "charm"),
-        ("max_steps: 1\nneedle: {needle-hop: 1}\nrewards: charm", "no published list 'charm'"),
-        ("max_steps: 1\nneedle: {needle-hop: 1}\nrewards: deepeyes\njudge: http://one/v1", "only `judge` is given"),
+        (HOP + "rewards: [{name: charm}]", "charm"),
+        (HOP + "rewards: charm", "no published list 'charm'"),
+        (HOP + "rewards: deepeyes\njudge: http://one/v1", "only `judge` is given"),
+        (HOP + "rewards: [{name: accuracy, judged: true}]", "only `judged: true` is given"),
         (
-            "max_steps: 1\nneedle: {needle-hop: 1}\nrewards: [{name: accuracy, judged: true}]",
-            "only `judged: true` is given",
-        ),
-        (
-            "max_steps: 1\nneedle: {needle-hop: 1}\nrewards: [{name: crops-among-right, cost: 0.5}]\n"
+            HOP + "rewards: [{name: crops-among-right, cost: 0.5}]\n"
             "loss: {multi_objective_aggregation: normalize_then_sum}",
             "reward 'crops-among-right' by its own deviation, so the size of its cost has no effect",
         ),
-        ("max_steps: 1\nneedle: {needle-hop: 1}\nagent: {polcy: direct}", "Did you mean 'policy'"),
-        ("max_steps: 1\nneedle: {needle-hop: 1}\nagent: {seed: 3}", "set elsewhere"),
-        ("max_steps: 1\nneedle: {needle-hop: 1}\nrollouts: {vllm: {}}", "by: generate"),
-        ("max_steps: 1\nneedle: {needle-hop: 1}\ntrl: {use_vllm: true}", "set elsewhere"),
-        (
-            "max_steps: 5\nneedle: {needle-hop: 1}\nnum_iterations: 2",
-            "5 steps would end within one. Set max_steps to 6",
-        ),
-        ("max_steps: 1\nneedle: {needle-hop: 1}\ntrl: {top_k: 5}", "trl.top_k has no effect with `rollouts"),
-        ("max_steps: 1\nneedle: {needle-hop: 1}\ntrl: {num_train_epochs: 3}", "no effect beside max_steps"),
-        ("max_steps: 1\nneedle: {needle-hop: 1}\ntrl: {use_liger_kernel: true}", "another loss"),
-        ("max_steps: 1\nneedle: {needle-hop: 1}\ntrl: {mask_truncated_completions: true}", "loss.mask_truncated does"),
-        ("max_steps: 1\nneedle: {needle-hop: 1}\ntower: true\nlora: {r: 2}", "so tower has no effect"),
-        (
-            "max_steps: 1\nneedle: {needle-hop: 1}\nloss: {loss_type: sapo, epsilon_high: 0.3}",
-            "epsilon_high has no effect",
-        ),
-        ("max_steps: 1\nneedle: {needle-hop: 1}\ntrl: {sync_ref_model: true}", "with the model at the start again"),
-        ("max_steps: 1\nneedle: {needle-hop: 1}\ntrl: {save_only_model: true}", "a killed run could not resume"),
-        (
-            "max_steps: 1\nneedle: {needle-hop: 1}\nlora: {target_modules: '('}",
-            "lora.target_modules: '.' is no regular",
-        ),
-        (
-            "max_steps: 1\nneedle: {needle-hop: 1}\nlora: {lora_dropout: 0.1}",
-            "dropout: with dropout another model",
-        ),
-        ("max_steps: 1\nneedle: {needle-hop: 1}\nagent: {generation: {presence_penalty: 1}}", "another model's"),
-        ("max_steps: 1\nneedle: {needle-hop: 1}\nlearning_rate: .inf", "'learning_rate': Input should be a finite"),
+        (HOP + "agent: {polcy: direct}", "Did you mean 'policy'"),
+        (HOP + "agent: {seed: 3}", "set elsewhere"),
+        (HOP + "rollouts: {vllm: {}}", "by: generate"),
+        (HOP + "trl: {use_vllm: true}", "set elsewhere"),
+        (HOP + "max_steps: 5\nnum_iterations: 2", "5 steps would end within one. Set max_steps to 6"),
+        (HOP + "trl: {top_k: 5}", "trl.top_k has no effect with `rollouts"),
+        (HOP + "trl: {num_train_epochs: 3}", "no effect beside max_steps"),
+        (HOP + "trl: {use_liger_kernel: true}", "another loss"),
+        (HOP + "trl: {mask_truncated_completions: true}", "loss.mask_truncated does"),
+        (HOP + "tower: true\nlora: {r: 2}", "so tower has no effect"),
+        (HOP + "loss: {loss_type: sapo, epsilon_high: 0.3}", "epsilon_high has no effect"),
+        (HOP + "trl: {sync_ref_model: true}", "with the model at the start again"),
+        (HOP + "trl: {save_only_model: true}", "a killed run could not resume"),
+        (HOP + "lora: {target_modules: '('}", "lora.target_modules: '.' is no regular"),
+        (HOP + "lora: {lora_dropout: 0.1}", "dropout: with dropout another model"),
+        (HOP + "agent: {generation: {presence_penalty: 1}}", "another model's"),
+        (HOP + "learning_rate: .inf", "'learning_rate': Input should be a finite"),
         ("max_steps: 0\nneedle: {needle-hop: 1}", r"not valid: bad value for 'max_steps': [^\n]*; got 0\.$"),
         (
             "max_step: 1\nneedle: {needle-hop: 1}\nheads: 1\nk: 2",
             "lacks the key 'max_steps'. The recipe has no key 'max_step'. Did you mean max_steps.* Nor has it heads, k",
         ),
-        (
-            "max_steps: 1\nneedle: {needle-hop: 1}\ntrl: {vllm_importance_sampling_correction: false}",
-            "nobody could tell",
-        ),
+        (HOP + "trl: {vllm_importance_sampling_correction: false}", "nobody could tell"),
     ],
 )
 def test_a_bad_recipe_says_what_is_wrong(tmp_path: Path, text: str, said: str) -> None:
-    path = tmp_path / "grpo.yaml"
-    path.write_text(text)
     with pytest.raises(ConfigError, match=said):
-        load_grpo_recipe(path)
+        load_grpo_recipe(written(tmp_path, text))
 
 
 def test_a_price_by_weight_alone_can_be_normalised() -> None:
@@ -159,8 +147,7 @@ def test_losses_are_those_of_their_papers() -> None:
 
 
 def test_a_token_for_the_hub_is_neither_printed_nor_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "grpo.yaml"
-    path.write_text("max_steps: 1\ntrl: {hub_token: hf_secret, push_to_hub: true}\nneedle: {needle-hop: 1}\n")
+    path = written(tmp_path, "max_steps: 1\ntrl: {hub_token: hf_secret, push_to_hub: true}\nneedle: {needle-hop: 1}\n")
     assert run.main(["--config", str(path), "--output", str(tmp_path / "out"), "--dry-run"]) == 0
     assert "hf_secret" not in (printed := capsys.readouterr().out) and "push_to_hub: true" in printed
     given = load_grpo_recipe(path)
@@ -170,8 +157,7 @@ def test_a_token_for_the_hub_is_neither_printed_nor_written(tmp_path: Path, caps
 
 
 def test_a_dry_run_prints_the_recipe_and_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "grpo.yaml"
-    path.write_text("max_steps: 40\nneedle: {needle-hop: 1}\nminibatches: 2\nrewards: visionthink\n")
+    path = written(tmp_path, HOP + "minibatches: 2\nrewards: visionthink\n")
     assert run.main(["--config", str(path), "--output", str(tmp_path / "out"), "--dry-run"]) == 0
     printed = capsys.readouterr().out
     assert "policy       implicit" in printed  # as nano would answer, too
@@ -193,8 +179,7 @@ def test_a_dry_run_prints_the_recipe_and_the_plan(tmp_path: Path, capsys: pytest
     ],
 )
 def test_a_dry_run_refuses_what_a_run_would(tmp_path: Path, text: str, said: str) -> None:
-    path = tmp_path / "grpo.yaml"
-    path.write_text(f"max_steps: 40\nneedle: {{needle-hop: 1}}\n{text}\n")
+    path = written(tmp_path, HOP + text)
     with pytest.raises(ConfigError, match=said):
         run.main(["--config", str(path), "--dry-run"])
 
@@ -210,8 +195,7 @@ def test_a_dry_run_tells_how_often_each_question_is_asked(tmp_path: Path) -> Non
 
 
 def test_a_dry_run_says_what_this_machine_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "grpo.yaml"
-    path.write_text("max_steps: 40\nneedle: {needle-hop: 1}\nrollouts: {by: generate, vllm: {}}\n")
+    path = written(tmp_path, HOP + "rollouts: {by: generate, vllm: {}}\n")
     assert run.main(["--config", str(path), "--dry-run"]) == 0
     assert "missing      rollouts.vllm needs vLLM" in capsys.readouterr().out
 
@@ -224,8 +208,7 @@ def test_a_dry_run_says_what_this_machine_lacks(tmp_path: Path, capsys: pytest.C
     ],
 )
 def test_a_dry_run_refuses_what_the_run_would(tmp_path: Path, devices: int, said: str) -> None:
-    path = tmp_path / "grpo.yaml"
-    path.write_text("max_steps: 40\nneedle: {needle-hop: 1}\nper_device_train_batch_size: 16\n")
+    path = written(tmp_path, HOP + "per_device_train_batch_size: 16\n")
     with pytest.raises(ConfigError, match=said):
         run.main(["--config", str(path), "--dry-run", "--devices", str(devices)])
 
@@ -240,8 +223,7 @@ def test_a_tracker_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_branches_can_be_given_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "grpo.yaml"
-    path.write_text("max_steps: 40\nneedle: {needle-hop: 1}\n")
+    path = written(tmp_path, HOP)
     assert run.main(["--config", str(path), "--branches", "some/folder", "--dry-run"]) == 0
     assert "branches: some/folder" in capsys.readouterr().out
 
@@ -273,17 +255,17 @@ def test_modules_say_what_is_missing_without_a_traceback(
 
 def test_a_finished_run_is_not_repeated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "out" / "final").mkdir(parents=True)
-    (tmp_path / "grpo.yaml").write_text("max_steps: 40\nneedle: {needle-hop: 1}\n")
-    assert run.main(["--config", str(tmp_path / "grpo.yaml"), "--output", str(tmp_path / "out")]) == 0
+    path = written(tmp_path, HOP)
+    assert run.main(["--config", str(path), "--output", str(tmp_path / "out")]) == 0
     assert f"delete {tmp_path / 'out'} to train anew" in capsys.readouterr().out
 
 
 def test_a_finished_run_is_not_passed_off_as_one_of_another_recipe(tmp_path: Path) -> None:
-    (tmp_path / "grpo.yaml").write_text("model: nano\nmax_steps: 40\nneedle: {needle-hop: 1}\n")
+    path = written(tmp_path, HOP + "model: nano")
     keep_recipe(recipe(model="other"), tmp_path / "out")
     (tmp_path / "out" / "final").mkdir()
     with pytest.raises(ConfigError, match=r"final was begun with other settings .*model: 'other', now 'nano'"):
-        run.main(["--config", str(tmp_path / "grpo.yaml"), "--output", str(tmp_path / "out")])
+        run.main(["--config", str(path), "--output", str(tmp_path / "out")])
 
 
 def test_the_setting_of_a_list_that_differs_is_named(tmp_path: Path) -> None:
@@ -297,10 +279,10 @@ def test_the_setting_of_a_list_that_differs_is_named(tmp_path: Path) -> None:
 
 
 def test_an_output_that_is_a_file_is_named(tmp_path: Path) -> None:
-    (tmp_path / "grpo.yaml").write_text("max_steps: 40\nneedle: {needle-hop: 1}\n")
+    path = written(tmp_path, HOP)
     (tmp_path / "out").write_text("")
     with pytest.raises(ConfigError, match="Cannot write into"):
-        run.main(["--config", str(tmp_path / "grpo.yaml"), "--output", str(tmp_path / "out")])
+        run.main(["--config", str(path), "--output", str(tmp_path / "out")])
 
 
 @pytest.mark.parametrize(
@@ -365,11 +347,11 @@ def test_a_run_goes_on_under_its_own_recipe_only(tmp_path: Path) -> None:
 
 
 def test_the_command_does_not_report_one_recipe_as_another(tmp_path: Path) -> None:
-    (tmp_path / "grpo.yaml").write_text("model: nano\nmax_steps: 40\nneedle: {needle-hop: 1}\n")
+    path = written(tmp_path, HOP + "model: nano")
     checkpoint(tmp_path / "out", 2)
     keep_recipe(recipe(model="other"), tmp_path / "out")
     with pytest.raises(ConfigError, match="model: 'other', now 'nano'"):
-        run.main(["--config", str(tmp_path / "grpo.yaml"), "--output", str(tmp_path / "out")])
+        run.main(["--config", str(path), "--output", str(tmp_path / "out")])
 
 
 OLD_NAMES = {new: old for old, new in GRPORecipe.renamed.items()}

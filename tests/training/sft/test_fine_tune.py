@@ -111,7 +111,7 @@ def test_a_mistake_is_told_without_a_traceback(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"from_layer": 9}, "from_layer is 9, but .* has 2 decoder layers"),
+        ({"from_layer": 2}, "from_layer is 2, but .* has 2 decoder layers"),
         (
             {"lora": {"target_modules": ["z_proj"]}},
             r"lora\.target_modules names no linear layer .*such as model\.",

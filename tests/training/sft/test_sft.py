@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from PIL import Image
 from trl.chat_template_utils import qwen3_5_nothink_chat_template, qwen3_vl_chat_template
 from trl.data_utils import prepare_multimodal_messages
-from yaml import safe_dump
 
 from qzoom_agent.agent import Agent
 from qzoom_agent.config import AgentConfig
@@ -33,12 +32,13 @@ from qzoom_agent.training.rewards import Rollout
 from qzoom_agent.training.sft import fine_tune as run
 from qzoom_agent.training.sft.conversations import IGNORED, from_row, in_user_turns, to_row, training_conversations
 from qzoom_agent.training.sft.demonstrations import Demonstrations, Demonstrator, Plan, write_answer, write_call
-from qzoom_agent.training.sft.sft_recipe import ColdStartRecipe, TeacherServer, load_coldstart_recipe
+from qzoom_agent.training.sft.sft_recipe import ColdStartRecipe, TeacherServer
 from qzoom_agent.views import ViewStore
 from tests.cases import each_case
 from tests.models.misbehaving import Connection, Misbehaving, completion
 from tests.tiny_models import QWEN_TEMPLATE, build
 from tests.training.processes import log_of
+from tests.training.sft.test_fine_tune import written
 
 FACTORS = {"qwen2_5_vl": 28, "qwen3_vl": 32}
 NEEDLES = DatasetSpec(path="needle", limit=4, a_board=2, tasks=("needle-scene", "needle-hop"))
@@ -419,33 +419,13 @@ def test_rows_go_to_disk_and_back(nano: HFBackend, tmp_path: Path) -> None:
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
-def write(folder: Path, **changes: Any) -> Path:
-    optimisation = {
-        "learning_rate": 1e-2,
-        "per_device_train_batch_size": 2,
-        "warmup_steps": 0.0,
-        "save_steps": 1,
-        "logging_steps": 1,
-        "dataloader_num_workers": 0,
-    }
-    data = {
-        "data": [NEEDLES.model_dump(mode="json")],
-        "budget": {"coarse_tokens": 25, "crop_min_tokens": 4, "crop_max_tokens": 9},
-        "needed": 0.9,
-        "optimisation": optimisation,
-    }
-    path = folder / "recipe.yaml"
-    path.write_text(safe_dump(data | changes))
-    return path
-
-
 @pytest.mark.parametrize("family", ["qwen2_5_vl", pytest.param("qwen3_vl", marks=pytest.mark.slow)])
 def test_any_family_learns_and_is_an_ordinary_model_afterwards(
     folders: dict[str, Path], family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = write(tmp_path, model=str(folders[family]), dtype="float32")
+    config = written(tmp_path, model=str(folders[family]), dtype="float32")
     out = tmp_path / "out"
-    assert run.main(["--config", str(config), "--output", str(out)]) == 0
+    assert run.main(["--config", config, "--output", str(out)]) == 0
     assert "4 of 4 episodes kept" in capsys.readouterr().out
     losses = [line["loss"] for line in log_of(out / "train") if "loss" in line]
     assert len(losses) == 2 and all(0 < loss < 50 for loss in losses)
@@ -457,7 +437,7 @@ def test_any_family_learns_and_is_an_ordinary_model_afterwards(
     short = AgentConfig().replace(generation={"max_new_tokens": 8})
     assert Agent(after, config=short).run(record().image, "What code?").status in ("answered", "budget", "refused")
     # done once
-    assert run.main(["--config", str(config), "--output", str(out)]) == 0
+    assert run.main(["--config", config, "--output", str(out)]) == 0
     assert "is there already" in capsys.readouterr().out
 
 
@@ -465,9 +445,9 @@ def test_any_family_learns_and_is_an_ordinary_model_afterwards(
 def test_a_killed_run_goes_on_where_it_was(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = write(tmp_path, model=str(folders["qwen2_5_vl"]), dtype="float32")
+    config = written(tmp_path, model=str(folders["qwen2_5_vl"]), dtype="float32")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert run.main(["--config", str(config), "--output", str(whole)]) == 0
+    assert run.main(["--config", config, "--output", str(whole)]) == 0
     batches = 0
     true = run.answer_batch
 
@@ -481,18 +461,18 @@ def test_a_killed_run_goes_on_where_it_was(
     with monkeypatch.context() as patch:
         patch.setattr(run, "answer_batch", dies)
         with pytest.raises(KeyboardInterrupt):
-            run.main(["--config", str(config), "--output", str(killed)])
+            run.main(["--config", config, "--output", str(killed)])
     assert not (killed / "final").exists()
     with monkeypatch.context() as patch:
         patch.setattr(Demonstrations, "__call__", lambda *_: pytest.fail("episodes are not made again"))
-        assert run.main(["--config", str(config), "--output", str(killed)]) == 0
+        assert run.main(["--config", config, "--output", str(killed)]) == 0
     one, other = (HFBackend.load(str(at / "final"), device="cpu").model.state_dict() for at in (whole, killed))
     assert all(torch.allclose(one[name], other[name], atol=1e-6) for name in one)
 
 
 def test_layers_below_stay_and_so_do_tied_embeddings(tmp_path: Path) -> None:
-    config = write(tmp_path, model=str(NANO_FOLDER), dtype="float32", from_layer=6, budget={})
-    assert run.main(["--config", str(config), "--output", str(tmp_path / "out")]) == 0
+    config = written(tmp_path, model=str(NANO_FOLDER), dtype="float32", from_layer=6, budget={})
+    assert run.main(["--config", config, "--output", str(tmp_path / "out")]) == 0
     old = HFBackend.load("nano", device="cpu", dtype="float32").model.state_dict()
     new = HFBackend.load(str(tmp_path / "out" / "final"), device="cpu", dtype="float32").model.state_dict()
     changed = {name for name in old if not torch.equal(old[name], new[name])}
@@ -502,8 +482,8 @@ def test_layers_below_stay_and_so_do_tied_embeddings(tmp_path: Path) -> None:
 
 def test_adapters_are_merged_into_an_ordinary_model(folders: dict[str, Path], tmp_path: Path) -> None:
     pytest.importorskip("peft")
-    config = write(tmp_path, model=str(folders["qwen2_5_vl"]), dtype="float32", lora={"r": 2}, from_layer=1)
-    assert run.main(["--config", str(config), "--output", str(tmp_path / "out")]) == 0
+    config = written(tmp_path, model=str(folders["qwen2_5_vl"]), dtype="float32", lora={"r": 2}, from_layer=1)
+    assert run.main(["--config", config, "--output", str(tmp_path / "out")]) == 0
     old = HFBackend.load(str(folders["qwen2_5_vl"]), device="cpu").model.state_dict()
     new = HFBackend.load(str(tmp_path / "out" / "final"), device="cpu").model.state_dict()
     assert set(old) == set(new)
@@ -512,13 +492,10 @@ def test_adapters_are_merged_into_an_ordinary_model(folders: dict[str, Path], tm
     assert all("layers.1." in name and "proj" in name for name in changed), changed
 
 
-def test_too_few_layers_and_no_episode_are_said(folders: dict[str, Path], tmp_path: Path) -> None:
-    config = write(tmp_path, model=str(folders["qwen2_5_vl"]), from_layer=2)
-    with pytest.raises(ConfigError, match=r"from_layer is 2, but .* has 2 decoder layers"):
-        run.main(["--config", str(config), "--output", str(tmp_path / "one")])
-    config = write(tmp_path, model=str(folders["qwen2_5_vl"]), boxes="oracle", budget={"max_views": 1})
+def test_a_run_without_any_episode_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    config = written(tmp_path, model=str(folders["qwen2_5_vl"]), boxes="oracle", budget={"max_views": 1})
     with pytest.raises(ConfigError, match="None of 4 episodes can be learned from"):
-        run.main(["--config", str(config), "--output", str(tmp_path / "two")])
+        run.main(["--config", config, "--output", str(tmp_path / "out")])
 
 
 def test_an_unknown_box_is_no_lesson_in_answering_without_a_zoom(
@@ -530,23 +507,21 @@ def test_an_unknown_box_is_no_lesson_in_answering_without_a_zoom(
     row = {"image": "a.png", "question": "What color?", "answer": "red"}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
     data = [{"path": str(tmp_path / "rows.jsonl")}]
-    config = write(tmp_path, model=str(folders["qwen2_5_vl"]), boxes="oracle", data=data)
+    config = written(tmp_path, model=str(folders["qwen2_5_vl"]), boxes="oracle", data=data)
     with pytest.raises(ConfigError, match=r"None of 1 questions has a box.*\[\] where no crop.*boxes: sdrpn"):
-        run.main(["--config", str(config), "--output", str(tmp_path / "two")])
+        run.main(["--config", config, "--output", str(tmp_path / "two")])
 
 
 def test_a_dry_run_says_what_would_be_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = write(tmp_path)
-    assert run.main(["--config", str(config), "--dry-run", "--output", str(tmp_path / "out")]) == 0
+    config = written(tmp_path)
+    assert run.main(["--config", config, "--dry-run", "--output", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
     assert "at most 4 of needle" in said and "at most 2 on one device" in said
     assert not (tmp_path / "out").exists()
-    assert run.main(["--config", str(config), "--dry-run", "--set", "records=1000"]) == 0
+    assert run.main(["--config", config, "--dry-run", "--set", "records=1000"]) == 0
     assert "at most 4 of needle" in capsys.readouterr().out, "there are no more"
 
 
-def test_teacher_and_boxes_belong_together(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="`boxes: teacher` needs a `teacher`"):
-        load_coldstart_recipe(write(tmp_path, boxes="teacher"))
-    with pytest.raises(ConfigError, match="Cannot read the recipe"):
-        load_coldstart_recipe(tmp_path / "none.yaml")
+def test_teacher_and_boxes_belong_together() -> None:
+    with pytest.raises(ValueError, match="`boxes: teacher` needs a `teacher`"):
+        recipe(boxes="teacher")

@@ -35,7 +35,7 @@ from yaml import safe_dump
 
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.extensions import reference
-from qzoom_agent.files import atomic_write, read_json, read_yaml, require_folder, sole_writer, write_text
+from qzoom_agent.files import read_json, read_yaml, require_folder, sole_writer, write_text
 
 _Recipe = TypeVar("_Recipe", bound=BaseModel)
 _ANY: TypeAdapter[Any] = TypeAdapter(Any)
@@ -301,12 +301,10 @@ def begin(
         require_same(stored, settings, made=made, kind=kind)
     processes.wait_for_everyone()  # so that none of them reads settings that another one has just written
     if processes.is_main_process:
+        kept = dict(settings)
         if made.exists() and stored.exists() and "contents" not in read_json(stored, dict[str, Any], "Delete it."):
-            settings = {
-                key: value for key, value in settings.items() if key != "contents"
-            }  # today's are not those of then
-        with atomic_write(stored) as writing:
-            writing.write_text(json.dumps(settings, sort_keys=True, indent=1), encoding="utf-8")
+            kept.pop("contents", None)  # today's are not those of then
+        write_text(stored, json.dumps(kept, sort_keys=True, indent=1))
 
 
 def _leaves(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
@@ -334,8 +332,9 @@ def _members(annotation: Any) -> Iterator[Any]:
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:
     """Iterate over the sections that an annotation allows, except abstract ones, whose keys are not known here."""
-    models = (one for one in _members(annotation) if isinstance(one, type) and issubclass(one, BaseModel))
-    yield from (one for one in models if not isabstract(one))
+    for one in _members(annotation):
+        if isinstance(one, type) and issubclass(one, BaseModel) and not isabstract(one):
+            yield one
 
 
 def _parsed(text: str) -> Any:

@@ -119,7 +119,7 @@ class Records(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int, /) -> Any: ...  # a `Record`
+    def __getitem__(self, index: int, /) -> Record: ...
 
 
 def record_batches(records: Records, indices: range, size: int) -> Iterator[tuple[range, list[Record]]]:

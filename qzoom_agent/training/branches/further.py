@@ -51,7 +51,7 @@ from qzoom_agent.training.branches.base_inference import (
 )
 from qzoom_agent.training.branches.branch_recipe import BranchRecipe, Calibration
 from qzoom_agent.training.branches.calibrate import GateFigures, gate_figures
-from qzoom_agent.training.branches.dataset import Record, Records, record_batches
+from qzoom_agent.training.branches.dataset import Record, Records
 from qzoom_agent.training.branches.fitting import Rows, train
 from qzoom_agent.training.branches.gate import GateLoss
 from qzoom_agent.training.branches.labelling import Maps, collect, heads_for, labels_on_grid, sink_cells
@@ -410,8 +410,8 @@ def measure(
     scores: list[float] = []
     hits: list[bool] = []
     options = resolve_options(further.config, PerceptionConfig(gate_threshold=0.0))
-    for _, some in record_batches(held, range(len(held)), recipe.further.batch):
-        steps: list[Step] = some  # type: ignore[assignment]
+    for start in range(0, len(held), recipe.further.batch):
+        steps = held[start : start + recipe.further.batch]
         rows = [
             {"record": records[table[one.row]["row"]], "boxes": table[one.row]["boxes"], "crops": one.crops}
             for one in steps

@@ -21,18 +21,10 @@ from qzoom_agent.policy import LOOK_FIRST
 from qzoom_agent.protocols.interface import ZoomProtocol
 from qzoom_agent.views import ViewStore
 
-PLACED: Final = (
-    "TRL's tool loop and vLLM compute positions themselves, so they cannot show crops with the positions of their "
-    "place. Set rollouts.by to 'shared', or to 'generate' without vLLM; or perception.positions to 'plain', with "
-    "branches made for it."
-)
 ENOUGH: Final = 64
 """Tokens over which the mean of a turn is compared with the tolerance; that of fewer is too noisy in 16 bits."""
 EXACT: Final = 0.02
 """Share of the tolerance that a single token may differ by in float32."""
-SPARSE: Final = (
-    "Sparse crops cannot be trained on: the trainer encodes each crop whole. Leave perception.sparse_crop out."
-)
 _MOST_TOKENS = 2**16
 _REPLY = "Let me look closer. 12, 34."
 
@@ -53,11 +45,19 @@ def require_plain_crops(config: AgentConfig, looker: HFBackend, *, aligned: bool
         config: Resolved; it decides before the branches do.
         aligned: The rollouts can have these positions.
     """
+    if config.policy not in LOOK_FIRST:
+        return
     own = None if looker.branches is None else looker.branches.config.positions
-    if config.policy in LOOK_FIRST and (config.perception.positions or own) == "aligned" and not aligned:
-        raise ConfigError(PLACED)
-    if config.policy in LOOK_FIRST and config.perception.sparse_crop is not None:
-        raise ConfigError(SPARSE)
+    if (config.perception.positions or own) == "aligned" and not aligned:
+        raise ConfigError(
+            "TRL's tool loop and vLLM compute positions themselves, so they cannot show crops with the positions of "
+            "their place. Set rollouts.by to 'shared', or to 'generate' without vLLM; or perception.positions to "
+            "'plain', with branches made for it."
+        )
+    if config.perception.sparse_crop is not None:
+        raise ConfigError(
+            "Sparse crops cannot be trained on: the trainer encodes each crop whole. Leave perception.sparse_crop out."
+        )
 
 
 class ProbeConversation:

@@ -69,9 +69,9 @@ class ZoomEnv:
         if self.context is not None:
             self.context.close()
         self.state, self.context = self.agent.begin(sample.image, sample.question, boxes=sample.boxes)
-        self.state = advanced(self.state, perceive(self.state, Runtime(context=self.context)))
+        self._run(perceive)
         while after_perceive(self.state) == "perceive":
-            self.state = advanced(self.state, perceive(self.state, Runtime(context=self.context)))
+            self._run(perceive)
         if self.state["error"] is not None:
             raise BackendError(self.state["error"])
         if self._for_the_record:
@@ -98,9 +98,14 @@ class ZoomEnv:
         turn = Turn(index=len(self.state["turns"]), text=call, problems=parsed.problems, repairs=parsed.repairs)
         said = {"messages": [text("assistant", call)], "turn": turn.model_dump(mode="json")}
         self.state = advanced(self.state, said)
-        update = act(self.state, Runtime(context=self.context))
+        return self._blocks(self._run(act)["messages"])
+
+    def _run(self, node: Callable[[State, Runtime[Context]], dict[str, Any]]) -> dict[str, Any]:
+        """Run a node of the agent's graph, and return its update of the state."""
+        assert self.state is not None and self.context is not None
+        update = node(self.state, Runtime(context=self.context))
         self.state = advanced(self.state, update)
-        return self._blocks(update["messages"])
+        return update
 
     def _blocks(self, messages: Sequence[Message]) -> list[Block]:
         assert self.context is not None

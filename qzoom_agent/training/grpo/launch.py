@@ -56,7 +56,7 @@ from qzoom_agent.training.grpo.question_rows import load_held_out, load_rows
 from qzoom_agent.training.grpo.run_cost import QUESTION_TEXT, describe, longest, require_room
 from qzoom_agent.training.grpo.trainer import ZoomTrainer, build_trainer
 from qzoom_agent.training.recipe_io import as_yaml, recipe_parser, writing
-from qzoom_agent.training.reward_list import accuracy_of, build, read_reward
+from qzoom_agent.training.reward_list import accuracy_of, build
 
 
 def train(recipe: GRPORecipe, output: Path, *, rewards: Sequence[Any] | None = None) -> Path:
@@ -69,9 +69,8 @@ def train(recipe: GRPORecipe, output: Path, *, rewards: Sequence[Any] | None = N
         ConfigError, BackendError, MissingDependency: The recipe cannot be run, or `output` holds a run of another one.
     """
     if rewards is not None:
-        chosen = [read_reward(one) for one in rewards]
         try:
-            recipe = GRPORecipe(**{**dict(recipe), "rewards": chosen})
+            recipe = GRPORecipe(**dict(recipe) | {"rewards": rewards})
         except ValidationError as error:
             raise ConfigError(f"The rewards do not fit the recipe: {first_fault(error)}.") from None
     if trained_model.is_finished(recipe, output):

@@ -114,6 +114,6 @@ def _draw(index: int, *, shares: tuple[tuple[NeedleTask, float], ...], seed: int
 
 
 def _read(index: int, *, records: Records) -> Sample:
-    sample: Sample = records[index]
+    sample = records[index]
     # ids of rows are those of their source, which another may have as well, and rollouts of one id are a group
     return replace(sample, id=f"{index}/{sample.id}")

@@ -215,8 +215,8 @@ def describe(recipe: GRPORecipe, *, processes: int = 1, output: Path | None = No
         "rewards": ", ".join(f"{one.weight:g} x {one.name}" for one in recipe.rewards),
         "loss": recipe.loss.loss_type,
     }
-    plan |= _memory_lines(recipe, tokens=need.total, processes=processes)
-    plan["hours"] = _hours(recipe, tokens=need.total, processes=processes, output=output, tflops=tflops)
+    plan |= _memory_lines(recipe, size, tokens=need.total, processes=processes)
+    plan["hours"] = _hours(recipe, size, tokens=need.total, processes=processes, output=output, tflops=tflops)
     return "\n".join(f"{name:<13}{text}" for name, text in plan.items())
 
 
@@ -230,8 +230,7 @@ def _questions(recipe: GRPORecipe) -> str:
     return often + ("" if held == 0 else f"; {'unknown' if held is None else held} rows are held out")
 
 
-def _memory_lines(recipe: GRPORecipe, *, tokens: int, processes: int) -> dict[str, str]:
-    size = shape_of(recipe.model)
+def _memory_lines(recipe: GRPORecipe, size: Shape | None, *, tokens: int, processes: int) -> dict[str, str]:
     if size is None:
         known = resolve_model(recipe.model).memory_gb
         weights = f"; about {known:g} GB for the weights in 16 bit" if known else ""
@@ -248,11 +247,12 @@ def _memory_lines(recipe: GRPORecipe, *, tokens: int, processes: int) -> dict[st
     return found
 
 
-def _hours(recipe: GRPORecipe, *, tokens: int, processes: int, output: Path | None, tflops: float | None) -> str:
+def _hours(
+    recipe: GRPORecipe, size: Shape | None, *, tokens: int, processes: int, output: Path | None, tflops: float | None
+) -> str:
     if tflops is not None and not tflops > 0:
         raise ConfigError(f"--tflops is a throughput above 0, in 10^12 operations a second; got {tflops:g}.")
-    size, seconds = shape_of(recipe.model), seconds_a_step(recipe, output)
-    if seconds is not None:
+    if (seconds := seconds_a_step(recipe, output)) is not None:
         return f"{recipe.max_steps * seconds / 3600:.2f}, at {seconds:.1f} seconds a step as logged in {output}"
     work = None if size is None else operations(recipe, size, tokens=tokens)
     if work is not None and tflops is not None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from PIL import Image
 
 from qzoom_agent.models.hf import HFBackend
 from qzoom_agent.perception.branches import Branches
+from qzoom_agent.training.branches.branch_recipe import Optimisation
 from qzoom_agent.training.branches.dataset import DatasetSpec, Records, load_records
 from tests.tiny_models import Family, build
 
@@ -46,6 +48,12 @@ def load(_loaded: Callable[[Family], tuple[HFBackend, Branches]]) -> Load:
         return HFBackend(model, backend.processor, name=family, defaults=backend.defaults, branches=branches)
 
     return get
+
+
+def fast(**changes: Any) -> Optimisation:
+    """Return settings with which a tiny branch learns in some steps."""
+    how = {"learning_rate": 3e-3, "per_device_train_batch_size": 4, "warmup_steps": 0.0}
+    return Optimisation(**how | {"logging_steps": 1, "dataloader_num_workers": 0} | changes)
 
 
 def copied(module: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -45,21 +45,12 @@ from qzoom_agent.training.branches.postsft import choose_cases, find_cases, rand
 from qzoom_agent.training.branches.proposals import auc, look_at_batch, propose_boxes, with_crop
 from qzoom_agent.training.branches.sdrpn import MapLoss, map_rows, train_sdrpn
 from tests.tiny_models import Family
-from tests.training.branches.conftest import Load, copied, same
+from tests.training.branches.conftest import Load, copied, fast, same
 from tests.training.processes import log_of
 
 FAMILIES: tuple[Family, ...] = ("qwen2_5_vl", "qwen3_vl", "qwen3_5", "gemma4", "llava")
 LEARNERS = ("qwen2_5_vl", *(pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES[1:]))
 """All families; in the quick suite all but one are covered by the tests of equal losses."""
-FAST = Optimisation(
-    learning_rate=3e-3,
-    num_train_epochs=6,
-    per_device_train_batch_size=4,
-    logging_steps=1,
-    save_steps=100,
-    dataloader_num_workers=0,
-    warmup_steps=0.0,
-)
 
 
 def recipe(**sections: Any) -> BranchRecipe:
@@ -90,7 +81,7 @@ def test_sdrpn_learns_where_and_leaves_the_base_alone(
     before = copied(branches.sdrpn)
     how = Labelling(rules=LabelRules(blur_kernel=1), keep="all")
     fixed = family in ("llava", "gemma4")  # whose views have one size
-    how_long = FAST.model_copy(update={"num_train_epochs": 6 if family == FAMILIES[0] else 16})
+    how_long = fast(num_train_epochs=6 if family == FAMILIES[0] else 16)
     stage = SDRPNStage(optimisation=how_long, tokens=[None] if fixed else [None, 16])
     train_sdrpn(backend, branches.sdrpn, rows, labels_of(rows, grid), recipe(sdrpn=stage, labelling=how), tmp_path)
     assert same(base, backend.model) and same(gate, branches.gate or nn.Module())
@@ -145,7 +136,7 @@ def test_what_an_image_does_not_show_is_found_nowhere(load: Load, rows: Records,
     light = [replace(row, image=ImageOps.invert(row.image), cluster=f"{row.cluster} light") for row in dark]
     shown = [replace(row, question=asked[at // 2]) for at, row in enumerate([*dark, *light])]
     topics = ["dark", "dark", "light", "light"]
-    long = FAST.model_copy(update={"num_train_epochs": 24})
+    long = fast(num_train_epochs=24)
     data = [DatasetSpec(path="needle", seed=seed, topic=name) for seed, name in enumerate(("dark", "light"))]
     stage, made = SDRPNStage(optimisation=long, absent=1.0), Labelling(rules=LabelRules(blur_kernel=1))
     how = recipe(data=data, sdrpn=stage, labelling=made)
@@ -204,7 +195,7 @@ def test_only_right_answers_with_a_usable_map_are_learned_from(
 ) -> None:
     backend = load("qwen2_5_vl")
     how = Labelling(rules=LabelRules(blur_kernel=1), keep="right")
-    stage = SDRPNStage(optimisation=FAST.model_copy(update={"num_train_epochs": 1}), share=0.5)
+    stage = SDRPNStage(optimisation=fast(num_train_epochs=1), share=0.5)
     labels = labels_of(rows, (8, 8))
     train_sdrpn(backend, backend.branches.sdrpn, rows, labels, recipe(sdrpn=stage, labelling=how), tmp_path)
     assert "12 maps, 11 with an answer that counts, 11 of them usable" in capsys.readouterr().out
@@ -235,7 +226,7 @@ def test_the_gate_learns_whether_and_leaves_the_rest_alone(
         ]
     )
     budgets = [4, 9, 16]
-    how_long = FAST.model_copy(update={"num_train_epochs": 4 if family == FAMILIES[0] else 8})
+    how_long = fast(num_train_epochs=4 if family == FAMILIES[0] else 8)
     stage = GateStage(tokens=budgets, optimisation=how_long)
     train_gate(backend, branches.gate, rows, table, recipe(gate=stage), tmp_path)
     assert "warning: the gate has very little to learn from. Of 12 questions 4 are" in capsys.readouterr().out
@@ -250,7 +241,7 @@ def test_the_gate_learns_whether_and_leaves_the_rest_alone(
 def test_a_gate_with_nothing_to_tell_apart_is_refused(load: Load, rows: Records, tmp_path: Path) -> None:
     backend = load("qwen2_5_vl")
     table = Dataset.from_list([{"row": 0, "image_id": "p0", "right": [True, True, True]}] * 3)
-    stage = GateStage(tokens=[4, 9, 16], optimisation=FAST)
+    stage = GateStage(tokens=[4, 9, 16], optimisation=fast())
     said = (
         r"nothing to learn from. Of 3 questions 0 are .* only with more detail .*, 3 at every.*`gate` out of `stages`"
     )
@@ -334,9 +325,7 @@ def test_postsft_trains_the_decoder_alone(family: Family, load: Load, rows: Reco
     branches, before = copied(backend.branches), copied(backend.model)
     aligned = "plain" if family in ("llava", "gemma4") else "aligned"
     stage = PostSFTStage(
-        optimisation=FAST.model_copy(
-            update={"num_train_epochs": 2, "per_device_train_batch_size": 2, "gradient_checkpointing": True}
-        ),
+        optimisation=fast(num_train_epochs=2, per_device_train_batch_size=2, gradient_checkpointing=True),
         positions=aligned,
         target="gold",
         noise=0.5,
@@ -410,7 +399,7 @@ def test_half_precision_is_trained_in_float32_and_comes_back(load: Load, rows: R
     branches = Branches.from_base(backend.model, k=3, depth=2, with_gate=False)
     backend.branches = branches
     how = Labelling(rules=LabelRules(blur_kernel=1), keep="all")
-    stage = SDRPNStage(optimisation=FAST.model_copy(update={"save_steps": 1, "num_train_epochs": 1}))
+    stage = SDRPNStage(optimisation=fast(save_steps=1, num_train_epochs=1))
     train_sdrpn(backend, branches.sdrpn, rows, labels_of(rows, (8, 8)), recipe(sdrpn=stage, labelling=how), tmp_path)
     assert {weight.dtype for weight in branches.sdrpn.parameters()} == {torch.bfloat16}
     saved = load_file(sorted(tmp_path.glob("checkpoint-*"))[-1] / "trained.safetensors")

@@ -35,21 +35,13 @@ from qzoom_agent.training.branches.further import (
     train_further,
 )
 from tests.tiny_models import Family
-from tests.training.branches.conftest import Load
+from tests.training.branches.conftest import Load, fast
 from tests.training.processes import log_of
 
-FAST = Optimisation(
-    learning_rate=3e-3,
-    num_train_epochs=8,
-    per_device_train_batch_size=4,
-    logging_steps=1,
-    dataloader_num_workers=0,
-    warmup_steps=0.0,
-)
 CALL = "ZOOM: 0, 0, 250, 500"
 
 
-def recipe(optimisation: Optimisation = FAST, **stage: Any) -> BranchRecipe:
+def recipe(optimisation: Optimisation | None = None, **stage: Any) -> BranchRecipe:
     # a coarse view of less than all pixels, so that crops add something
     # random attention is spread out: the rules take a part of any map
     rules = LabelRules(foreground=0.9, background=0.8, blur_kernel=1, area_limit=1.0, least_peak=0.0)
@@ -62,7 +54,7 @@ def recipe(optimisation: Optimisation = FAST, **stage: Any) -> BranchRecipe:
         box=(0.4, 0.4),
         peak_share=0.5,
         labelling=how,
-        further=FurtherStage(optimisation=optimisation, **stage),
+        further=FurtherStage(optimisation=optimisation or fast(num_train_epochs=8), **stage),
     )
 
 
@@ -155,7 +147,7 @@ def test_calls_become_labels_and_branches_learn_them(
     first = backend.branches
     first.config = first.config.model_copy(update={"gate_threshold": 0.0, "box": (0.4, 0.4), "peak_share": 0.5})
     epochs = 5 if (family, inside) == ("qwen2_5_vl", True) else 8
-    how = recipe(FAST.model_copy(update={"num_train_epochs": epochs}), inside_crops=inside, held_out=0.2)
+    how = recipe(fast(num_train_epochs=epochs), inside_crops=inside, held_out=0.2)
     chains = collect_chains(backend, rows, how, tmp_path / "chains", selected=None)
     assert [len(row["boxes"]) for row in chains] == [1, 2, 1] * 4
     assert [row["answers"][-1] for row in chains] == ["407"] * 12
@@ -206,7 +198,7 @@ def test_close_ups_are_learned_from_attention_without_calls_or_a_gate(
     backend.branches = Branches.from_base(backend.model, **settings)
     monkeypatch.setattr(further, "generate_answers", lambda *_, **__: pytest.fail("an answer was written"))
     stage = {"follow": "attention", "inside_crops": "only", "crops": 2, "box": (0.5, 0.5), "held_out": 0.1}
-    how = recipe(FAST.model_copy(update={"num_train_epochs": 8, "learning_rate": 1e-2}), **stage)
+    how = recipe(fast(num_train_epochs=8, learning_rate=1e-2), **stage)
     how = how.model_copy(update={"labelling": how.labelling.model_copy(update={"keep": "all"})})
     chains = collect_chains(backend, rows, how, tmp_path / "chains", selected=None)
     assert [len(row["boxes"]) for row in chains] == [2] * len(rows)

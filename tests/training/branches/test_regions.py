@@ -22,31 +22,23 @@ from qzoom_agent.models.presets import NANO_FOLDER
 from qzoom_agent.perception.branch_config import WEIGHTS
 from qzoom_agent.training.branches import fitting, regions, stages
 from qzoom_agent.training.branches.base_inference import CoarsePrompt, ask, lower_states
-from qzoom_agent.training.branches.branch_recipe import BranchRecipe, Optimisation, RegionsStage
+from qzoom_agent.training.branches.branch_recipe import BranchRecipe, RegionsStage
 from qzoom_agent.training.branches.dataset import DatasetSpec, Records
 from qzoom_agent.training.branches.proposals import Localisation, show_crops
 from qzoom_agent.training.branches.regions import RegionLoss, answer_log_probabilities, train_regions
 from qzoom_agent.training.branches.sdrpn import map_rows
 from qzoom_agent.views import ViewStore
 from qzoom_agent.zoom.zoom import ZoomPlan
-from tests.training.branches.conftest import Load, copied, same
+from tests.training.branches.conftest import Load, copied, fast, same
 
 WHITE = Box(28, 28, 56, 84)
 """Where the answers are in the pictures of these tests."""
-FAST = Optimisation(
-    learning_rate=3e-3,
-    num_train_epochs=4,
-    per_device_train_batch_size=4,
-    logging_steps=1,
-    save_steps=2,
-    dataloader_num_workers=0,
-    warmup_steps=0.0,
-)
 
 
 def recipe(**stage: Any) -> BranchRecipe:
     return BranchRecipe(
-        data=[DatasetSpec(path="needle")], regions=RegionsStage(**{"optimisation": FAST, "rounds": 2, **stage})
+        data=[DatasetSpec(path="needle")],
+        regions=RegionsStage(**{"optimisation": fast(num_train_epochs=4, save_steps=2), "rounds": 2, **stage}),
     )
 
 
@@ -120,7 +112,7 @@ def test_a_run_that_is_stopped_resumes_to_the_same_weights(
 
     def run(folder: Path) -> Tensor:
         backend = prepared(load)
-        one = FAST.model_copy(update={"num_train_epochs": 1, "save_steps": 1})
+        one = fast(save_steps=1)
         some: Any = Subset(rows, range(8))  # type: ignore[type-var]
         train_regions(backend, backend.branches.sdrpn, some, recipe(optimisation=one), folder)
         return backend.branches.sdrpn.q_proj.weight.detach()

@@ -233,11 +233,6 @@ def test_the_judge_of_a_reward_is_the_judge_of_the_evaluation() -> None:
     assert not asked, "a multiple choice goes by its letter"
 
 
-def test_a_blocking_judge_can_be_used() -> None:
-    accuracy = Accuracy().asking(lambda question, answer, gold: answer.endswith(gold))
-    assert accuracy([rollout("it is 407"), rollout("it is 9")]) == [1.0, 0.0]
-
-
 def test_format_as_bonus_and_as_penalty() -> None:
     batch = [rollout(), rollout(format_ok=False), rollout("1" * 1000)]
     assert Format()(batch) == [1.0, 0.0, 1.0]

@@ -6,6 +6,7 @@ base, well enough to tell 12 GB from 40 GB.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -262,17 +263,18 @@ class _Estimate:
 
 def work_of(recipe: BranchRecipe, stage: StageName, views: ViewBudget, *, layers: int) -> list[Work]:
     """Return the work of a stage in order, for a base with these budgets and layers (0: unknown)."""
-    rows, estimate = count_rows(recipe.asked(stage)), _Estimate(recipe, views, layers)
-    if stage == "select-heads":
-        return estimate.attended(least(recipe.heads.records, rows))
-    if stage == "label":
-        return estimate.labelled(rows)
-    if stage == "sdrpn":
-        return estimate.fitted(recipe.sdrpn.optimisation, rows)
-    if stage == "calibrate":
-        return estimate.calibrate()
-    later = {"postsft": estimate.postsft, "regions": estimate.regions, "gate": estimate.gate}
-    return {**later, "further": estimate.further}[stage](rows)
+    estimate = _Estimate(recipe, views, layers)
+    works: dict[StageName, Callable[[int | None], list[Work]]] = {
+        "select-heads": lambda rows: estimate.attended(least(recipe.heads.records, rows)),
+        "label": estimate.labelled,
+        "sdrpn": lambda rows: estimate.fitted(recipe.sdrpn.optimisation, rows),
+        "postsft": estimate.postsft,
+        "regions": estimate.regions,
+        "gate": estimate.gate,
+        "calibrate": lambda _: estimate.calibrate(),
+        "further": estimate.further,
+    }
+    return works[stage](count_rows(recipe.asked(stage)))
 
 
 def least(*counts: int | None) -> int | None:

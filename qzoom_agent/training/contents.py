@@ -15,7 +15,7 @@ from qzoom_agent.files import expanded
 from qzoom_agent.training.branches.dataset import DatasetSpec
 
 _SKIPPED: Final = re.compile(r"/\.|/cache-[^/]*$")
-"""Hidden files and folders, and caches."""
+"""Hidden files and folders, and caches: what `datasets` and downloads of the hub write beside tables."""
 
 
 def contents(model: str, sources: Iterable[DatasetSpec], *, branches: str | None = None) -> dict[str, JsonValue]:
@@ -35,9 +35,8 @@ def digest(path: Path) -> str | None:
     None if there is nothing on this machine. Images beside the file of a table are not looked at.
     """
     if path.is_dir():
-        found_there = (one for one in sorted(path.rglob("*")) if one.is_file())
-        # what `datasets` and downloads of the hub write beside them
-        files = [one for one in found_there if not _SKIPPED.search(f"/{one.relative_to(path).as_posix()}")]
+        files = [one for one in sorted(path.rglob("*")) if one.is_file()]
+        files = [one for one in files if not _SKIPPED.search(f"/{one.relative_to(path).as_posix()}")]
     else:
         files = [path] if path.is_file() else []
     if not files:

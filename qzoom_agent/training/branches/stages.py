@@ -144,11 +144,9 @@ def run_calibrate(run: RunDirectory) -> None:
 
 def run_further(run: RunDirectory) -> None:
     """Train gate (if there is one) and SD-RPN of further looks, which start as those of the first."""
-    folder, recipe = run.output / "further", run.recipe
-    before = run.before("further")
+    folder, recipe, stage, before = run.output / "further", run.recipe, run.recipe.further, run.before("further")
     backend = run.backend(branches=before, base=run.base)
     branches = branches_of(backend)
-    stage = recipe.further
     if branches.sdrpn is None or (branches.gate is None and stage.follow == "calls"):
         raise ConfigError(
             "Further looks start from an SD-RPN, and calls are followed (further.follow) until a gate ends it. Run the "
@@ -156,11 +154,12 @@ def run_further(run: RunDirectory) -> None:
         )
     if branches.gate is None and recipe.labelling.keep != "all":
         raise ConfigError("Without a gate no answers are written that could be right: set labelling.keep to all.")
-    records = run.records("further", limit=recipe.further.records)
+    records = run.records("further", limit=stage.records)
     table = collect_chains(backend, records, recipe, folder / "chains", selected=run.heads())
     keys = {"k", "depth", "gate_depth", "positions", "threshold", "max_regions", *RULE_KEYS}
     settings = branches.config.model_dump(include=keys)
-    settings |= {} if stage.box is None else {"box": stage.box}
+    if stage.box is not None:
+        settings["box"] = stage.box
     if stage.follow == "attention":
         settings["max_regions"] = 1  # one crop was shown at a time
     if branches.gate is None:

@@ -61,11 +61,11 @@ class Demonstrator:
         self.conversation: list[Message] = []
         """The episode's messages, the last reply included."""
 
-    def session(self, image: ImageSource) -> "_Demonstration":
-        return _Demonstration(self, image, self.model.session(image))
+    def session(self, image: ImageSource) -> "_PlannedSession":
+        return _PlannedSession(self, image, self.model.session(image))
 
 
-class _Demonstration:
+class _PlannedSession:
     def __init__(self, owner: Demonstrator, image: ImageSource, session: Session) -> None:
         self._owner, self._image, self._session = owner, image, session
 

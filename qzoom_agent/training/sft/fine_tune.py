@@ -59,31 +59,31 @@ def demonstrations(backend: HFBackend, recipe: ColdStartRecipe, folder: Path) ->
         "contents": contents(recipe.model, recipe.data, branches=recipe.branches),
     }
     begin(folder / "conversations.json", stored, made=kept, processes=processes, kind=ColdStartRecipe)
-    if not kept.exists():
-        make = Demonstrations(backend, recipe, judge=recipe.ready_judge(folder))
+    if kept.exists():
+        return Dataset.load_from_disk(str(kept))
+    make = Demonstrations(backend, recipe, judge=recipe.ready_judge(folder))
 
-        def rows(indices: range) -> Iterator[dict[str, Any]]:
-            for record in (records[index] for index in indices):
-                answer, conversation, dropped = make(record)
-                shown = [answer.store.image(view) for view in view_ids(conversation)]
-                yield {
-                    "id": record.id,
-                    "image_id": record.cluster,
-                    "question": record.question,
-                    "answer": record.answer,
-                    "crops": answer.trace.usage.served,
-                    "dropped": dropped,
-                    **to_row(conversation, shown, codec=backend.codec),
-                }
+    def rows(indices: range) -> Iterator[dict[str, Any]]:
+        for record in (records[index] for index in indices):
+            answer, conversation, dropped = make(record)
+            shown = [answer.store.image(view) for view in view_ids(conversation)]
+            yield {
+                "id": record.id,
+                "image_id": record.cluster,
+                "question": record.question,
+                "answer": record.answer,
+                "crops": answer.trace.usage.served,
+                "dropped": dropped,
+                **to_row(conversation, shown, codec=backend.codec),
+            }
 
-        begin(episodes / "settings.json", stored, made=episodes, processes=processes, kind=ColdStartRecipe)
-        table = write_parts(episodes, len(records), rows, progress="episodes")
-        chosen = kept_episodes(table, folder)
-        if processes.is_main_process:
-            writing = folder / "conversations.part"
-            chosen.save_to_disk(str(writing))
-            writing.rename(kept)
-        processes.wait_for_everyone()
+    begin(episodes / "settings.json", stored, made=episodes, processes=processes, kind=ColdStartRecipe)
+    chosen = kept_episodes(write_parts(episodes, len(records), rows, progress="episodes"), folder)
+    if processes.is_main_process:
+        writing = folder / "conversations.part"
+        chosen.save_to_disk(str(writing))
+        writing.rename(kept)
+    processes.wait_for_everyone()
     return Dataset.load_from_disk(str(kept))
 
 

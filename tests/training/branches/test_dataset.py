@@ -1,13 +1,16 @@
 """Questions about images from boards and from tables of one's own."""
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from nano.batches import VALIDATION_SEED
 from qzoom_agent.errors import ConfigError
@@ -19,6 +22,8 @@ from qzoom_agent.training.branches.base_inference import ask
 from qzoom_agent.training.branches.dataset import NEEDLE_SEED, NEEDLE_SPAN, DatasetSpec, Records, load_records, spread
 from tests.tiny_models import Family
 from tests.training.branches.conftest import picture
+
+RED = Image.new("RGB", (40, 30), "red")
 
 
 def test_needle_rows_of_a_board_share_it_and_know_their_boxes() -> None:
@@ -166,3 +171,50 @@ def test_a_missing_column_is_named(tmp_path: Path, columns: dict[str, str], told
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nothing-there"):
         load_records([DatasetSpec(path=str(tmp_path / "nothing-there"))])
+
+
+def test_hops_have_two_boxes_in_order() -> None:
+    rows = load_records([DatasetSpec(path="needle", limit=6, a_board=2, tasks=("needle-hop",))])
+    assert [len(rows[at].known_boxes) for at in range(6)] == [2] * 6
+    assert {rows[at].question.split()[0] for at in range(6)} <= {"follow", "which"}
+
+
+def test_all_four_tasks_come_from_one_source() -> None:
+    tasks = ("needle-scene", "needle-doc", "needle-hop", "needle-global")
+    rows = load_records([DatasetSpec(path="needle", limit=40, a_board=1, tasks=tasks)])
+    assert {len(rows[at].known_boxes) for at in range(40)} == {0, 1, 2}
+
+
+@pytest.mark.parametrize("task", ["needle-scene", "needle-doc", "needle-global"])
+def test_one_task_alone(task: str) -> None:
+    rows = load_records([DatasetSpec(path="needle", limit=8, a_board=1, tasks=(task,))])
+    assert {len(rows[at].known_boxes) for at in range(8)} == {0 if task == "needle-global" else 1}
+
+
+def png() -> bytes:
+    out = io.BytesIO()
+    RED.save(out, format="PNG")
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("images", [[RED], [{"bytes": png(), "path": None}]])
+def test_fields_of_records_and_lists_of_images(tmp_path: Path, images: list[Any]) -> None:
+    row = {
+        "images": images,
+        "extra_info": {"question": "What code?", "answer": "407"},
+        "reward_model": {"ground_truth": "407", "style": "model"},
+    }
+    Dataset.from_list([row, row]).save_to_disk(str(tmp_path / "rows"))
+    columns = {"image": "images", "question": "extra_info.question", "answer": "reward_model.ground_truth"}
+    source = DatasetSpec(path=str(tmp_path / "rows"), columns=columns)
+    found = load_records([source])[1]
+    assert (found.question, found.answer, found.known_boxes) == ("What code?", "407", None)
+    assert found.image.size == (40, 30) and found.image.getpixel((0, 0)) == (255, 0, 0)
+    with pytest.raises(ConfigError, match=r"has no column extra_info\.query; it has images, extra_info, reward_model"):
+        load_records([source.model_copy(update={"columns": columns | {"question": "extra_info.query"}})])
+
+
+def test_a_table_of_images_is_found_by_its_ids(tmp_path: Path) -> None:
+    Dataset.from_list([{"image": RED, "question": "?", "answer": "x"}]).save_to_disk(str(tmp_path / "rows"))
+    with pytest.raises(ConfigError, match=r"lacks the column id\. Needed: id, image\. There are: image"):
+        load_records([DatasetSpec(path=str(tmp_path / "rows"), images="images")])

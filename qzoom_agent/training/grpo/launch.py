@@ -80,6 +80,7 @@ def train(recipe: GRPORecipe, output: Path, *, rewards: Sequence[Any] | None = N
         trainer = make_trainer(recipe, output)
         trainer.train(resume_from_checkpoint=checkpoint_to_resume(output))
         final = save_model(trainer, recipe, output)
+        say(f"written {final}")
         if trainer.args.push_to_hub:
             upload(trainer, final)
     return final
@@ -408,8 +409,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.dry_run:
         print_plan(recipe, options.output, processes=options.devices, tflops=options.tflops)
         return 0
-    output = require_folder(options.output)
-    if trained_model.is_finished(recipe, output):
-        return 0
-    say(f"written {train(recipe, output)}")
+    train(recipe, require_folder(options.output))
     return 0

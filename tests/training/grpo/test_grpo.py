@@ -64,12 +64,15 @@ class KilledInStep(TrainerCallback):
             raise KeyboardInterrupt
 
 
-def says(patch: pytest.MonkeyPatch, trainer: ZoomTrainer, turns: Iterable[Sequence[str]]) -> None:
-    """Let the model generate these texts, a turn after another, each a text for every row."""
+def says(
+    patch: pytest.MonkeyPatch, trainer: ZoomTrainer, turns: Iterable[Sequence[str]], *, cut: Sequence[int] = ()
+) -> None:
+    """Let the model generate these texts, a turn after another, each a text for every row; those in `cut` do not end."""
     tokenizer, left = trainer.backend.codec.tokenizer, iter(turns)
 
     def generate(*, input_ids: torch.Tensor, **_: Any) -> torch.Tensor:
-        rows = [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in next(left)]
+        ends = [[] if at in cut else [tokenizer.eos_token_id] for at in range(len(input_ids))]
+        rows = [[*tokenizer(text)["input_ids"], *end] for text, end in zip(next(left), ends, strict=True)]
         padded = [[*row, *[tokenizer.pad_token_id] * (max(map(len, rows)) - len(row))] for row in rows]
         return torch.cat((input_ids, torch.tensor(padded)), dim=1)
 
@@ -448,6 +451,18 @@ def test_plain_trl_runs_the_same_tool(family: Family, tmp_path: Path, monkeypatc
     assert log["zoom/served"] == 0.75 and log["zoom/accuracy"] == 0.75
     page = next((tmp_path / "out" / "rollouts").glob("step-000000-1.html")).read_text()
     assert "407" in page
+
+
+def test_a_reply_that_trl_cuts_off_is_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not learned from, as in every other way of rolling out, whatever it begins with."""
+    recipe = tiny_recipe(tmp_path, "qwen2_5_vl", rollouts={"by": "environment"}, protocol="qwen3vl")
+    trainer = make_trainer(recipe, tmp_path / "out")
+    says(monkeypatch, trainer, [["407", "no", "no", "407" * 9]], cut=[3])
+    trainer.train()
+    log = log_of(tmp_path / "out")[0]
+    assert log["zoom/truncated"] == log["completions/clipped_ratio"] == 0.25
+    assert log["zoom/accuracy"] == 0.25 and log["rewards/accuracy/mean"] == pytest.approx(1 / 3, abs=1e-4)
+    assert "zoom/written_tokens" not in log, "nobody counts them there"
 
 
 @pytest.mark.slow

@@ -67,7 +67,7 @@ class KilledInStep(TrainerCallback):
 def says(
     patch: pytest.MonkeyPatch, trainer: ZoomTrainer, turns: Iterable[Sequence[str]], *, cut: Sequence[int] = ()
 ) -> None:
-    """Let the model generate these texts, a turn after another, each a text for every row; those in `cut` do not end."""
+    """Let the model generate these texts, a turn after another, one for every row; those in `cut` do not end."""
     tokenizer, left = trainer.backend.codec.tokenizer, iter(turns)
 
     def generate(*, input_ids: torch.Tensor, **_: Any) -> torch.Tensor:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from qzoom_agent.errors import finished
 from qzoom_agent.training import trained_model
-from qzoom_agent.training.branches.fitting import last_checkpoint
+from qzoom_agent.training.branches.fitting import checkpoint_to_resume
 from qzoom_agent.training.branches.sharded_table import together
 from qzoom_agent.training.grpo import launch
 from qzoom_agent.training.grpo.callbacks import MetricsCallback, RolloutPageCallback
@@ -81,7 +81,7 @@ def train(recipe: GRPORecipe, output: Path) -> None:
         callbacks=[MetricsCallback(output / "log.jsonl")],
         pages=RolloutPageCallback(output / "rollouts", every=recipe.watch.every, episodes=recipe.watch.episodes),
     )
-    trainer.train(resume_from_checkpoint=last_checkpoint(output))
+    trainer.train(resume_from_checkpoint=checkpoint_to_resume(output))
 
     # 6. A folder that `Agent.from_pretrained` loads.
     final = launch.save_model(trainer, recipe, output)

@@ -52,7 +52,7 @@ from nano.validation import to_device, validate
 from qzoom_agent.errors import ConfigError, finished
 from qzoom_agent.files import require_folder
 from qzoom_agent.models.presets import resolve_model
-from qzoom_agent.training.branches.fitting import last_checkpoint
+from qzoom_agent.training.branches.fitting import checkpoint_to_resume
 from qzoom_agent.training.branches.sharded_table import together
 from qzoom_agent.training.recipe_io import begin, keep_recipe, read_recipe, recipe_parser
 
@@ -352,7 +352,7 @@ def run_stage(
         callbacks=[LogCallback(folder / "log.jsonl", recipe, packer, unseen), stop],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+    trainer.train(resume_from_checkpoint=checkpoint_to_resume(folder))
     if stop.stopped:
         return None
     writing = folder / "final.part"

@@ -135,13 +135,6 @@ class Box:
         """Clamp, then multiply both sides by `factor` about the centre, sliding the box inside `size`."""
         return self._each_axis(lambda low, high, limit: _resize_axis(low, high, (high - low) * factor, limit), size)
 
-    def with_sides(self, shares: tuple[float, float], size: tuple[int, int]) -> "Box":
-        """Clamp, then return a box about the centre with these shares of the image's sides, slid inside `size`."""
-        box, (width, height) = self.clamp(size), _positive(size)
-        x1, x2 = _resize_axis(box.x1, box.x2, shares[0] * width, width)
-        y1, y2 = _resize_axis(box.y1, box.y2, shares[1] * height, height)
-        return replace(self, x1=x1, y1=y1, x2=x2, y2=y2)
-
     def padded(self, share: float) -> "Box":
         """Move each edge outwards by `share` of the longer side, also beyond the image."""
         pad = share * max(self.width, self.height)

@@ -192,11 +192,6 @@ def test_scale_stays_inside(box, size, factor):
     assert found.width == pytest.approx(min(max(box.clamp(size).width * factor, 1), size.width))
 
 
-def test_a_box_of_given_shares_stays_about_its_centre_inside_the_image():
-    assert Box(40, 40, 60, 50).with_sides((0.5, 0.2), Size(100, 200)).as_list() == [25, 25, 75, 65]
-    assert Box(-9, 190, 3, 200).with_sides((0.5, 0.2), Size(100, 200)).as_list() == [0, 160, 50, 200]
-
-
 def test_scale_is_about_the_centre():
     assert Box(40, 40, 60, 50).scale(2, Size(100, 100)).as_list() == [30, 35, 70, 55]
     assert Box(40, 40, 60, 50).scale(0.5, Size(100, 100)).as_list() == [45, 42.5, 55, 47.5]

@@ -231,13 +231,13 @@ class HFSession:
     ) -> list[PerceptionRecord]:
         """Return the output of branches as a record for each view of the prompt; `work` is that of the layers below."""
         assert self.backend.branches is not None
-        again = self.backend.branches.further
+        again, close = self.backend.branches.further, found.further and config.inside_crops == "only"
         # a number of crops ends further looks, or else a gate
         most = None if again is None else again.config.crops
         further = again is not None and (options.gate != "off" if most is None else len(prompt.spans) < most)
         aligned, sparse = (options.positions or config.positions) == "aligned", options.sparse_crop is not None
         maps, records = dict(zip(self._searched(prompt, config, further=found.further), found.maps, strict=False)), []
-        for at, span in enumerate(prompt.spans):
+        for span in prompt.spans:
             grid, seen = self.grid(span), maps.get(span)
             regions = seen.regions if seen is not None and found.zooms else []
             records.append(
@@ -259,7 +259,7 @@ class HFSession:
                     aligned=aligned and adapter_for(self._model.config).two_dimensional,
                     margin=config.margin,
                     further=further,
-                    close=found.further and (config.inside_crops == "only" or (at > 0 and config.close_up is not None)),
+                    close=close,
                     prompt_tokens=len(prompt.ids),
                     visual_tokens=self._images[span.view].tokens,
                     token_layers=work + found.token_layers,

@@ -65,9 +65,6 @@ class BranchConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstri
     """Probability from which the gate asks for more detail."""
     inside_crops: InsideCrops = Field(default=False, exclude_if=lambda given: not given)
     """Of branches of further looks: the crops shown so far are searched as well as the coarse view, or they alone."""
-    close_up: Sides | None = Field(default=None, exclude_if=lambda given: given is None)
-    """Of branches of further looks that search coarse view and crops: sides of a proposed part of a crop, as shares of
-    the crop; None: as `box`."""
     crops: int | None = Field(default=None, ge=2, exclude_if=lambda given: given is None)
     """Of branches of further looks: once so many crops of an image are shown, that of the first look counted, no other
     look follows; None: the gate alone ends the looks."""

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qzoom_agent.config import PerceptionConfig, Sides
+from qzoom_agent.config import PerceptionConfig
 from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.gate import gate_fires
 from qzoom_agent.perception.adapters import Adapter, of_full_layers
@@ -129,7 +129,6 @@ def look(
     if further and branches.config.inside_crops == "only":
         options = options.model_copy(update={"box": None})  # what is asked for are sides of the coarse view
     options, rotary, mask = resolve_options(branches.config, options), of_full_layers(rotary), of_full_layers(mask)
-    close_up = branches.config.close_up if further else None
     starts = [0] * len(images) if starts is None else starts
     scores: list[float | None] = [None] * len(images)
     threshold, gate_work = None, 0.0
@@ -153,7 +152,7 @@ def look(
     for at, row in enumerate(rows):
         one, turned = states[at : at + 1], (rotary[0][at : at + 1], rotary[1][at : at + 1])
         heats = _heats(sdrpn, adapter, one, rotary=turned, images=images[row], begin=starts[row])
-        maps = _regions_of(heats, options, joint=further, close_up=close_up)
+        maps = _regions_of(heats, options, joint=further)
         work = found[row].token_layers + sdrpn.layers_a_token * lengths[row]
         found[row] = replace(found[row], maps=maps, token_layers=work)
     return found
@@ -189,22 +188,17 @@ def _heats(
     return found
 
 
-def _regions_of(
-    heats: Sequence[tuple[Tensor, Tensor, Tensor]], options: PerceptionConfig, *, joint: bool, close_up: Sides | None
-) -> list[Map]:
-    """Return the maps of one conversation with their regions; none where no view is searched.
-
-    `close_up` are the sides of regions on all maps but the first, that of the coarse view, where they have their own.
-    """
+def _regions_of(heats: Sequence[tuple[Tensor, Tensor, Tensor]], options: PerceptionConfig, *, joint: bool) -> list[Map]:
+    """Return the maps of one conversation with their regions; none where no view is searched."""
     if not heats:
         return []
     if joint and options.peak_share is not None:
         peak = max(float(smoothed(heat, options).max()) for *_, heat in heats)
         options = options.model_copy(update={"peak_share": None, "threshold": options.peak_share * peak})
     maps, floor = [], options.threshold or 0.0
-    for at, (logits, keep, heat) in enumerate(heats):
+    for logits, keep, heat in heats:
         found = foreground(heat, floor, options)
-        boxes = regions(heat, found, limit=options.max_regions, sides=(at and close_up) or options.box)
+        boxes = regions(heat, found, limit=options.max_regions, sides=options.box)
         maps.append(Map(logits, keep, heat, cutoff(smoothed(heat, options), floor, options), found, boxes))
     if joint:
         ranked = sorted((region for one in maps for region in one.regions), key=lambda region: -region.peak)

@@ -24,7 +24,6 @@ from qzoom_agent.models.hf_session import encode_views
 from qzoom_agent.models.interface import SamplingParams
 from qzoom_agent.models.scripted import ScriptedBackend
 from qzoom_agent.perception import branches as module
-from qzoom_agent.perception import look
 from qzoom_agent.perception.branch_config import CONFIG, FURTHER, WEIGHTS
 from qzoom_agent.perception.branches import Branches
 from qzoom_agent.perception.decoder import Prefill
@@ -281,42 +280,6 @@ def test_close_ups_lie_in_the_crop_and_need_no_gate(family: Family, load: Callab
     boxed = agent.replace(**{"perception.box": (0.6, 0.6)}).run(IMAGE, "what is the code?").trace
     crop, close = boxed.views[2:]  # the sides that are asked for are those of the first crop
     assert close.region.width < 0.6 * crop.region.width
-
-
-@pytest.mark.parametrize("in_crop", [False, True])
-def test_a_look_at_all_views_proposes_a_region_or_a_close_up(in_crop: bool) -> None:
-    """Whichever has the higher peak, with the sides of its kind."""
-    coarse, crop = torch.full((2, 8, 8), 0.01)
-    (crop if in_crop else coarse)[4, 4] = 0.9
-    heats = [(heat, torch.ones(8, 8, dtype=torch.bool), heat) for heat in (coarse, crop)]
-    options = PerceptionConfig(blur="none", peak_share=0.9, box=(0.5, 0.25))
-    maps = look._regions_of(heats, options, joint=True, close_up=(0.75, 0.5))
-    found = [[(x2 - x1, y2 - y1) for x1, y1, x2, y2, _ in one.regions] for one in maps]
-    assert found == ([[], [(6, 4)]] if in_crop else [[(4, 2)], []])
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_close_up_is_shown_although_its_crop_was(
-    family: Family, load: Callable[[Family], HFBackend], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = load(family)
-    assert first.branches is not None
-    how = {"k": 3, "gate_threshold": 0.0, "box": (0.5, 0.4), "peak_share": 0.5}
-    branches = Branches.from_base(first.model, **how)
-    branches.add_further(Branches.from_base(first.model, **how, inside_crops=True, close_up=(0.5, 0.5)))
-    look_again = look._regions_of
-
-    def only_crops(heats: Any, options: Any, *, joint: bool, close_up: Any) -> Any:
-        heats = [(a, b, heat * (at > 0) if joint else heat) for at, (a, b, heat) in enumerate(heats)]
-        return look_again(heats, options, joint=joint, close_up=close_up)
-
-    monkeypatch.setattr(look, "_regions_of", only_crops)
-    backend = HFBackend(first.model, first.processor, name="close", branches=branches)
-    search = {**SEARCH, "perception": {"roi_min_tokens": 16, "roi_max_tokens": 36, "max_looks": 2}}
-    agent = Agent(backend, config=AgentConfig(policy="implicit").replace(**search))
-    for trace in (agent.run(IMAGE, "what?").trace, agent.batch([(IMAGE, "what?"), (IMAGE, "where?")])[0].trace):
-        crop, close = trace.views[2:]
-        assert crop.region.coverage(close.region) > 0.99 and close.region.area < 0.5 * crop.region.area
 
 
 def test_a_crop_that_is_shown_in_part_has_no_close_up() -> None:

@@ -308,11 +308,6 @@ class FurtherStage(AskingStage):
     """Learn and propose regions inside crops, too, or `only` there. Without, regions of the coarse view alone."""
     box: Sides | None = Field(default=None, exclude_if=lambda given: given is None)
     """Sides of a proposed box, as shares of the view that it is a part of; None: as of the first look."""
-    close_up: Sides | None = Field(default=None, exclude_if=lambda given: given is None)
-    """After the last crop of the model's calls a part of it is shown with these sides, as shares of the crop: about the
-    place in it that the answer's tokens attend to. Needs `inside_crops: true`."""
-    close_after: int = Field(default=1, ge=1, exclude_if=lambda given: given == 1)
-    """... if that is at least so many crops."""
     tokens: Budgets = Field(default=[None])
     """Budgets of coarse views to train on, each batch at one of them. Calls are made at `labelling.tokens`."""
     held_out: float = Field(default=0.15, gt=0, lt=1)
@@ -323,8 +318,6 @@ class FurtherStage(AskingStage):
     def _searches_what_it_follows(self) -> "FurtherStage":
         if self.follow == "attention" and not (self.inside_crops and self.box):
             raise ValueError("follow: attention looks for parts of crops: it needs inside_crops: only, and their box")
-        if self.close_up and not (self.follow == "calls" and self.inside_crops is True):
-            raise ValueError("close_up follows the model's calls: it needs follow: calls and inside_crops: true")
         if self.follow == "calls" and self.inside_crops == "only":
             raise ValueError("calls name places in the coarse view: inside_crops: only goes with follow: attention")
         return self

@@ -8,9 +8,6 @@ the tokens of the next call attend, with the earlier crops in context. Both star
 Or the attention is followed (`follow: attention`): SD-RPN learns where in the crops the token attends that would begin
 the answer, and that place is the next crop. The gate then learns from the answers with one crop and the next.
 
-Or both (`close_up`): once the model makes no more calls, a close-up of the last crop follows, about the place in it
-that the tokens of the answer attend to. The gate learns that it is missing before, and that it is enough.
-
 A share of the images is held out: it gives the gate's threshold and the figures that are stored with the branches.
 """
 
@@ -54,7 +51,7 @@ from qzoom_agent.training.branches.calibrate import GateFigures, gate_figures
 from qzoom_agent.training.branches.dataset import Record, Records
 from qzoom_agent.training.branches.fitting import Rows, train
 from qzoom_agent.training.branches.gate import GateLoss
-from qzoom_agent.training.branches.labelling import Maps, collect, heads_for, labels_on_grid, sink_cells
+from qzoom_agent.training.branches.labelling import collect, heads_for, labels_on_grid, sink_cells
 from qzoom_agent.training.branches.proposals import in_pixels, look_at_batch, proposal_zoom, run_branches, show_crops
 from qzoom_agent.training.branches.sdrpn import MapLoss
 from qzoom_agent.training.branches.sharded_table import say, write_table
@@ -102,16 +99,14 @@ def collect_chains(
     """Return for each record the crops that were shown one after another, the answers with them and the maps of calls.
 
     Columns: `row`, `image_id`, `boxes` (crops in pixels of the image), `answers` and `right` (with the first 1, 2, ...
-    crops), `maps` and `sinks` (of the call for the next crop: for each view that counts, rows of cells), `close` (the
-    number of crops before a close-up of the last of them; 0: there is none). The lists of a question that needs no crop
-    are empty. The table is kept in `folder`.
+    crops), `maps` and `sinks` (of the call for the next crop: for each view that counts, rows of cells). The lists of a
+    question that needs no crop are empty. The table is kept in `folder`.
     """
     stage, config = recipe.further, branches_of(backend).config
     options, tokens = resolve_options(config, PerceptionConfig()), recipe.labelling.tokens
 
     def rows(_: range, some: list[Record]) -> list[dict[str, Any]]:
-        lists = ("boxes", "answers", "right", "maps", "sinks")
-        made: list[dict[str, Any]] = [{**{key: [] for key in lists}, "close": 0} for _ in some]
+        made: list[dict[str, Any]] = [{key: [] for key in ("boxes", "answers", "right", "maps", "sinks")} for _ in some]
         chains = []
         asked = ask(backend, some, tokens)
         seen = look_at_batch(backend, some, tokens=tokens, asked=asked)
@@ -119,11 +114,8 @@ def collect_chains(
             box = found.proposal(options)
             if box is not None and gate_fires(found.score, config.gate_threshold) is not False:
                 chains.append(_Chain(record, prompt, box, row))
-        going = chains
         for step in range(stage.crops):
-            going = _advance(backend, going, recipe, selected, last=step == stage.crops - 1)
-        if stage.close_up is not None:
-            _close_up(backend, chains, recipe, selected)
+            chains = _advance(backend, chains, recipe, selected, last=step == stage.crops - 1)
         return made
 
     return write_table(folder, records, rows, batch=stage.batch, progress=f"followed by {stage.follow}")
@@ -154,20 +146,6 @@ def _advance(
     return [] if last or not going else _call(backend, going, recipe, selected)
 
 
-def _close_up(backend: HFBackend, chains: Sequence[_Chain], recipe: BranchRecipe, selected: Heads | None) -> None:
-    """Show a close-up of the last crop of each chain that has enough of them, and answer with it."""
-    ended = [
-        # and no call whose crop could not be shown
-        chain
-        for chain in chains
-        if recipe.further.close_after <= len(chain.row["boxes"]) == 1 + len(chain.row["maps"])
-    ]
-    if ended:
-        for chain in (closing := _attend(backend, ended, recipe, selected)):
-            chain.row["close"] = len(chain.row["boxes"])
-        _advance(backend, closing, recipe, selected, last=True)
-
-
 def _call(backend: HFBackend, going: Sequence[_Chain], recipe: BranchRecipe, selected: Heads | None) -> list[_Chain]:
     """Offer each chain the zoom tool, and keep the maps of the calls; return the chains whose call adds something."""
     asked = [
@@ -179,24 +157,19 @@ def _call(backend: HFBackend, going: Sequence[_Chain], recipe: BranchRecipe, sel
     calling, prompts, texts = list[_Chain](), list[CoarsePrompt](), list[str]()
     for chain, prompt, text in zip(going, asked, said, strict=True):
         box = _called(backend, prompt, text)
-        if box is not None and recipe.further.close_up and (sides := branches_of(backend).config.box):
-            box = box.with_sides(sides, prompt.store.view("original").size)  # a crop as SD-RPN will propose it
         if box is not None and adds(zoom.plan(prompt.store, box), prompt.shown, ReviewConfig()):
             chain.box = box
             calling.append(chain)
             prompts.append(prompt)
             texts.append(text)
-    _keep_maps(backend, calling, prompts, texts, recipe, selected, only=0)
+    _keep_maps(backend, calling, prompts, texts, recipe, selected)
     return calling
 
 
 def _attend(backend: HFBackend, going: Sequence[_Chain], recipe: BranchRecipe, selected: Heads | None) -> list[_Chain]:
-    """Keep the maps of each answer, or of the token that would begin it; return the chains that these point on."""
+    """Keep the maps of the token that would begin each answer; return the chains that these point at a next place."""
     prompts, stage, pointed = [chain.prompt for chain in going], recipe.further, list[_Chain]()
-    sides = stage.close_up or stage.box
-    # where close-ups follow calls, answers of several tokens were given: the place of a code, not of its first letter
-    texts = [chain.row["answers"][-1] if stage.close_up and chain.row["answers"] else "" for chain in going]
-    _keep_maps(backend, going, prompts, texts, recipe, selected, only=-1)
+    _keep_maps(backend, going, prompts, [""] * len(going), recipe, selected)
     for chain, prompt in zip(going, prompts, strict=True):
         spans = searched(prompt.ready.prompt.spans, stage.inside_crops)
         grids = [(grid.rows, grid.columns) for grid in map(prompt.session.grid, spans)]
@@ -204,7 +177,7 @@ def _attend(backend: HFBackend, going: Sequence[_Chain], recipe: BranchRecipe, s
         found = []  # the foreground of the labels, which is never a sink
         for span, grid, label, heat in zip(spans, grids, _labels(row, grids, recipe), row["maps"][-1], strict=True):
             learned = (label == FOREGROUND).numpy().reshape(grid)
-            found += [(span, region) for region in regions(torch.tensor(heat), learned, sides=sides)]
+            found += [(span, region) for region in regions(torch.tensor(heat), learned, sides=stage.box)]
         if found:
             span, region = max(found, key=lambda pair: pair[1].peak)
             chain.box = in_pixels(region, prompt.session.grid(span), prompt.store.view(span.view))
@@ -219,14 +192,8 @@ def _keep_maps(
     texts: Sequence[str],
     recipe: BranchRecipe,
     selected: Heads | None,
-    *,
-    only: int,
 ) -> None:
-    """Append to each row the maps of what was said, on the views that a further look searches.
-
-    Where close-ups follow calls, a map counts on one of these alone, `only`: a call names a place in the coarse view
-    although it attends to the crop that named it.
-    """
+    """Append to each row the maps of what was said, on the views that a further look searches."""
     how, inside = recipe.labelling, recipe.further.inside_crops
     for mode in {chain.record.mode for chain in chains}:
         some = [each for each in zip(chains, prompts, texts, strict=True) if each[0].record.mode == mode]
@@ -240,10 +207,7 @@ def _keep_maps(
             views=None if inside else 1,
         )
         for (chain, *_), found in zip(some, every, strict=True):
-            maps = list(searched(found, inside))
-            if recipe.further.close_up is not None:
-                counts = maps[only]
-                maps = [one if one is counts else Maps(np.zeros((1, 1), dtype=np.float32), None) for one in maps]
+            maps = searched(found, inside)
             chain.row["maps"].append([one.heat.tolist() for one in maps])
             chain.row["sinks"].append([[] if one.sink is None else one.sink.tolist() for one in maps])
 
@@ -267,7 +231,7 @@ def steps_of(table: Dataset, recipe: BranchRecipe) -> list[Step]:
             final = normalise(row["answers"][-1])
             right = [normalise(answer) == final for answer in row["answers"]]
         for crops in range(1, 1 + max(len(right), len(row["maps"]))):
-            fine = right[crops - 1] if right and crops != row.get("close") else None
+            fine = right[crops - 1] if right else None
             more = False if fine else True if any(right[crops:]) else None
             called = crops <= len(row["maps"])
             points = called and (more is True or (more is None and recipe.labelling.keep == "all"))

@@ -164,7 +164,7 @@ def run_further(run: RunDirectory) -> None:
         settings["max_regions"] = 1  # one crop was shown at a time
     if branches.gate is None:
         settings["crops"] = stage.crops
-    settings |= {"with_gate": branches.gate is not None, "inside_crops": stage.inside_crops, "close_up": stage.close_up}
+    settings |= {"with_gate": branches.gate is not None, "inside_crops": stage.inside_crops}
     further = Branches.from_base(backend.model, **settings)
     further.load_state_dict(branches.own_weights)
     held = train_further(backend, further, records, table, recipe, folder)

@@ -87,18 +87,6 @@ def test_crops_are_enough_where_they_lead_to_a_right_answer() -> None:
     ]
 
 
-def test_a_close_up_is_missing_until_it_is_shown() -> None:
-    """Right with two crops and with their close-up; right without, wrong with it."""
-    chains = table(("011", 2, []), ("010", 2, [])).add_column("close", [2, 2])
-    found = steps_of(chains, recipe())
-    assert [(one.row, one.crops, one.more, one.points) for one in found] == [
-        (0, 1, True, True),
-        (0, 2, True, True),
-        (0, 3, False, False),
-        (1, 1, True, True),
-    ]
-
-
 def test_without_references_they_are_enough_where_the_answer_stays() -> None:
     chains = table(("00", 1, ["B4", "407"]), ("000", 2, ["407", " 407", "407"]))
     found = steps_of(chains, recipe(enough="same"))
@@ -217,31 +205,6 @@ def test_close_ups_are_learned_from_attention_without_calls_or_a_gate(
     assert found.found is not None and found.found > 0.5
 
 
-def test_a_close_up_follows_the_last_call(load: Load, rows: Records, follow: None, tmp_path: Path) -> None:
-    """Questions that one crop answers get none here; the call's crop has the sides that SD-RPN proposes."""
-    backend = load("qwen2_5_vl")
-    backend.protocol = "plain"
-    settings = {"gate_threshold": 0.0, "box": (0.4, 0.4), "peak_share": 0.5}
-    backend.branches.config = backend.branches.config.model_copy(update=settings)
-    how = recipe(inside_crops=True, close_up=(0.5, 0.5), close_after=2)
-    chains = collect_chains(backend, rows, how, tmp_path / "chains", selected=None)
-    assert [(len(row["boxes"]), row["close"]) for row in chains] == [(1, 0), (3, 2), (1, 0)] * 4
-    for row, record in ((row, rows[row["row"]]) for row in chains if row["close"]):
-        _, called, close = (Box(*box) for box in row["boxes"])
-        width, height = record.image.size
-        assert (called.width / width, called.height / height) == pytest.approx((0.4, 0.4), abs=0.05)
-        assert (called.x1 / width, called.y1 / height) == pytest.approx((0, 0.05), abs=0.01)  # about the call's centre
-        assert called.coverage(close) > 0.9 and close.area < 0.5 * called.area
-        call, look = ([len(one) > 1 for one in maps] for maps in row["maps"])
-        assert (call, look) == ([True, False], [False, False, True]), "the coarse view, and the last crop"
-    learner = Branches.from_base(
-        backend.model, k=3, depth=2, gate_depth=2, inside_crops=True, close_up=(0.5, 0.5), **settings
-    )
-    train_further(backend, learner, rows, chains, how, tmp_path)
-    found = measure(backend, learner, rows, chains, steps_of(chains, how), how)
-    assert (found.questions, found.looks, found.more) == (12, 20, 8)
-
-
 def test_views_share_the_peak_of_a_call_which_is_never_a_sink() -> None:
     """The coarse view has a sink of .9; off it the crop is looked at most, with .2."""
     coarse, crop, none = [[0.9, 0.015], [0.0, 0.1]], [[0.2, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]
@@ -327,7 +290,4 @@ def test_what_is_followed_and_what_is_searched_belong_together() -> None:
         FurtherStage(follow="attention")
     with pytest.raises(ValidationError, match="name places in the coarse view"):
         FurtherStage(inside_crops="only")
-    for wrong in ({}, {"inside_crops": "only", "follow": "attention", "box": (0.5, 0.5)}):
-        with pytest.raises(ValidationError, match="close_up follows the model's calls"):
-            FurtherStage(close_up=(0.5, 0.5), **wrong)
     assert "follow" not in FurtherStage().model_dump()  # folders of earlier versions go on

@@ -187,14 +187,7 @@ def evaluate(
             finish(scorer if any(scorer in scorers.get(name, {}) for name in before.tasks) else None)
 
     results = ask_all(
-        runs,
-        folder,
-        begin=begin,
-        finish=finish,
-        repeats=repeats,
-        workers=workers,
-        shard=shard,
-        watch=watch,
+        runs, folder, begin=begin, finish=finish, repeats=repeats, workers=workers, shard=shard, watch=watch
     )
     return summarise(folder, asked, scorer=scorer) if results is None else results
 

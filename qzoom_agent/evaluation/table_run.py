@@ -311,15 +311,7 @@ def run_table(
         with atomic_write(folder.path / RESULTS) as part:
             write_parquet(part, COLUMNS, _parts(folder, asked))
 
-    ask_all(
-        [run],
-        folder,
-        begin=begin,
-        finish=finish,
-        workers=workers,
-        shard=shard,
-        watch=watch,
-    )
+    ask_all([run], folder, begin=begin, finish=finish, workers=workers, shard=shard, watch=watch)
     failed = {row.index: _error(row, asked) or "" for row in folder.in_order() if row.status == "error"}
     return TableRun(folder.path / RESULTS, len(places), failed)
 

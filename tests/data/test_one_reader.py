@@ -116,10 +116,7 @@ READ: list[tuple[dict[str, Any], Read]] = [
         {"question": "What is in <image 1>, and why?", "answer": "x"},
         Read("What is in the image, and why?", ("x",), None),
     ),
-    (
-        {"question": "<|vision_start|><|image_pad|><|vision_end|>What?", "answer": "x"},
-        Read("What?", ("x",), None),
-    ),
+    ({"question": "<|vision_start|><|image_pad|><|vision_end|>What?", "answer": "x"}, Read("What?", ("x",), None)),
     ({"box": [1, 2, 30, 40], "answer": "x"}, Read("What?", ("x",), ((1, 2, 30, 40),))),
     ({"box": ["1", "2", "30", "40"], "answer": "x"}, Read("What?", ("x",), ((1, 2, 30, 40),))),
     ({"bbox": [1, 2, 30, 40], "answer": "x"}, Read("What?", ("x",), ((1, 2, 30, 40),))),

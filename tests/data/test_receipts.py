@@ -50,11 +50,7 @@ def test_a_receipt_that_was_trained_on_is_not_tested_again(tmp_path: Path) -> No
 
 
 def test_lines_and_fields_without_content_are_left_out(tmp_path: Path) -> None:
-    lines = [
-        {"box": [0, 0, 9, 9], "text": "A"},
-        {"box": [0, 0, 9, 9], "text": " "},
-        {"box": [5, 0, 5, 9], "text": "B"},
-    ]
+    lines = [{"box": [0, 0, 9, 9], "text": "A"}, {"box": [0, 0, 9, 9], "text": " "}, {"box": [5, 0, 5, 9], "text": "B"}]
     (only,) = read_receipts(write(tmp_path, [row(0, lines=lines, fields={"date": "", "total": "9"})]), "all")
     assert only.lines == (Line((0.0, 0.0, 9.0, 9.0), "A"),)
     assert only.fields == {"total": "9"} and only.sale is None

@@ -195,10 +195,7 @@ def test_a_table_of_answers_as_vlmevalkit_writes_them(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "told"),
-    [
-        ("a\ta\n1\t2\n", "two columns 'a'"),
-        ("question\tanswer\n1\t2\t3\n", "has 3 cells, but there are 2 columns"),
-    ],
+    [("a\ta\n1\t2\n", "two columns 'a'"), ("question\tanswer\n1\t2\t3\n", "has 3 cells, but there are 2 columns")],
 )
 def test_a_wrong_table_is_named(tmp_path: Path, text: str, told: str) -> None:
     (tmp_path / "t.tsv").write_text(text)

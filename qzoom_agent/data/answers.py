@@ -95,6 +95,10 @@ class Token(NamedTuple):
     end: int
 
 
+_NOTHING: Final = Token("", "", 0, 0)
+"""The token before the first."""
+
+
 def normalise(text: str) -> str:
     """Return the normal form of an answer.
 
@@ -103,18 +107,18 @@ def normalise(text: str) -> str:
     >>> [normalise(text) for text in ("-5 \N{DEGREE SIGN}C", "1,5 kg", "\N{VULGAR FRACTION ONE HALF}", "10 - 20", "B-")]
     ['-5c', '1.5kg', '1/2', '10\u201320', 'b-']
     """
-    found: list[Token] = []
+    found = [_NOTHING, _NOTHING]
     for token in tokens(text):
-        before = found[-1] if found else None
-        if before is not None and _currency(before.text) and token.text == "-":
+        earlier, before = found[-2:]
+        if _currency(before.text) and token.text == "-":
             found.insert(-1, token)  # $-5 is -$5
-        elif before is not None and before.kind in _FIGURES and _currency(token.text) and not _priced(found):
+        elif before.kind in _FIGURES and _currency(token.text) and not _currency(earlier.text):
             found.insert(-1, token)  # 5 $ is $5
-        elif before is not None and before.text == "%" and token.kind in _FIGURES and not _figure_before(found):
+        elif before.text == "%" and token.kind in _FIGURES and earlier.kind not in _FIGURES:
             found.insert(-1, token)  # %5 is 5%
-        elif before is not None and before.kind in _FIGURES and token.kind in _FIGURES:
+        elif before.kind in _FIGURES and token.kind in _FIGURES:
             found += [Token("sign", " ", token.start, token.start), token]  # 1 2 is not 12
-        elif before is not None and before.text == "-" and token.text == "0":
+        elif before.text == "-" and token.text == "0":
             found[-1] = token
         else:
             found.append(token)
@@ -268,16 +272,6 @@ def _dash(form: str, at: int, last: Token | None) -> str:
     if before.isalnum() and not after.isalnum() and last is not None:
         return "-" if last.kind in _FIGURES or len(last.text) <= 2 else ""
     return ""
-
-
-def _figure_before(found: Sequence[Token]) -> bool:
-    """Return True if the last sign stands after a figure."""
-    return len(found) > 1 and found[-2].kind in _FIGURES
-
-
-def _priced(found: Sequence[Token]) -> bool:
-    """Return True if the last figure has a currency before it."""
-    return len(found) > 1 and _currency(found[-2].text)
 
 
 def _currency(text: str) -> bool:

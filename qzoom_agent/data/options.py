@@ -26,6 +26,11 @@ def letter(index: int) -> str:
     return chr(ord("A") + index)
 
 
+def letters_of(options: Sequence[object]) -> list[str]:
+    """Return the letters of these options, A for the first."""
+    return [letter(index) for index in range(len(options))]
+
+
 def listed(options: Sequence[str]) -> str:
     """Return the options one a line, as (A) ..., (B) ..."""
     return "\n".join(f"({letter(index)}) {option}" for index, option in enumerate(options))
@@ -85,7 +90,7 @@ def gold_letter(gold: object, options: Options) -> str | None:
     if it can be read as two different options.
     """
     said = text(gold).strip()
-    labels = options.labels or tuple(map(letter, range(len(options.texts))))
+    labels = options.labels or letters_of(options.texts)
     by_text = [at for at, option in enumerate(options.texts) if option.strip() == said]
     place = _place(gold, said, options) if not isinstance(gold, bool) else None
     if not by_text and place is None:
@@ -123,7 +128,7 @@ def _unlabelled(options: Sequence[str]) -> Options:
     marks = [_LABEL.match(option.translate(WIDE)) for option in options]
     labels = [(mark[1] or mark[2]).upper() for mark in marks if mark]
     counted = [str(at + 1) for at in range(len(options))]
-    if len(options) < 2 or labels not in ([letter(at) for at in range(len(options))], counted):
+    if len(options) < 2 or labels not in (letters_of(options), counted):
         return Options(tuple(option.strip() for option in options))
     texts = (option[mark.end() :].strip() for option, mark in zip(options, marks, strict=True) if mark)
     return Options(tuple(texts), tuple(labels))

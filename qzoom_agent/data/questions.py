@@ -11,7 +11,7 @@ from PIL import Image
 
 from qzoom_agent.data.answers import WIDE
 from qzoom_agent.data.columns import BoxColumn, Columns, id_text, is_empty, items, text, value, written
-from qzoom_agent.data.options import Options, gold_letter, inline_options, letter, listed, read_options
+from qzoom_agent.data.options import Options, gold_letter, inline_options, letters_of, listed, read_options
 from qzoom_agent.data.samples import Sample
 from qzoom_agent.errors import BoxError, ConfigError
 from qzoom_agent.geometry import Box, Size
@@ -100,7 +100,7 @@ def read_question(row: Mapping[str, Any], columns: Columns, *, answered: bool = 
     named = {str(gold).translate(WIDE).strip("(). ").upper() for gold in golds}
     if not options.texts and len(named) == 1:
         own = inline_options(question)
-        inline = bool(own) and named <= set(map(letter, range(len(own))))
+        inline = bool(own) and named <= set(letters_of(own))
         options = Options(own) if inline else options
     if not golds and answered:
         raise ConfigError("there is neither an answer nor answers")

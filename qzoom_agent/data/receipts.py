@@ -24,18 +24,19 @@ from qzoom_agent.files import first_fault
 Rect = tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]
 """Left, top, right and bottom edge in pixels."""
 Split = Literal["train", "validation", "test", "all"]
-SPLITS: Final[Mapping[Split, frozenset[int]]] = {
-    "train": frozenset({0, 1, 2, 4, 5, 6, 7, 9, 10, 11, 12, 14, 15, 16, 17, 19, 20, 21, 22, 24}),
-    "validation": frozenset({3, 13}),
-    "test": frozenset({8, 18, 23}),
-    "all": frozenset(range(25)),
+_PERIOD: Final = 25
+_EVERY, _VALIDATION, _TEST = frozenset(range(_PERIOD)), frozenset({3, 13}), frozenset({8, 18, 23})
+SPLITS: Final[Mapping[str, frozenset[int]]] = {
+    "train": _EVERY - _VALIDATION - _TEST,
+    "validation": _VALIDATION,
+    "test": _TEST,
+    "all": _EVERY,
 }
 """Positions in every 25 receipts of a file: of 500, 400 for training, 40 to tune on and 60 to report.
 
 Receipts of the last two that are also among the first are left out of them.
 """
 INDEX: Final = "receipts.jsonl"
-_PERIOD: Final = 25
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,7 @@ def read_receipts(folder: Path, split: str = "test") -> list[Receipt]:
         ConfigError: There is no such file or split, a row is no receipt, or no receipt is in the split.
     """
     index = folder if folder.is_file() else folder / INDEX
-    places = {str(name): among for name, among in SPLITS.items()}.get(split)
-    if places is None:
+    if split not in SPLITS:
         raise ConfigError(f"Receipts have no split {split!r}. The splits are {', '.join(SPLITS)}.")
     try:
         rows = [row for row in index.read_bytes().removeprefix(BOM_UTF8).splitlines() if row.strip()]
@@ -109,7 +109,7 @@ def read_receipts(folder: Path, split: str = "test") -> list[Receipt]:
     every = [_receipt(index, number, row) for number, row in enumerate(rows)]
     trained = {one.sale for one in every if one.number % _PERIOD in SPLITS["train"]} - {None}
     unseen = split in ("validation", "test")
-    found = [one for one in every if one.number % _PERIOD in places and not (unseen and one.sale in trained)]
+    found = [one for one in every if one.number % _PERIOD in SPLITS[split] and not (unseen and one.sale in trained)]
     if not found:
         raise ConfigError(
             f"{index} holds {len(rows)} receipts, and none is in the split {split!r}. The split 'all' has all of them."

@@ -159,10 +159,8 @@ class RowSamples:
             for place in places:
                 try:
                     self.make(self.rows[place], place)
-                except QzoomError as error:
-                    found[place] = str(error)
-                except _WRONG_CELLS as error:
-                    found[place] = _why(error)
+                except (QzoomError, *_WRONG_CELLS) as error:
+                    found[place] = str(error) if isinstance(error, QzoomError) else _why(error)
         return found
 
 

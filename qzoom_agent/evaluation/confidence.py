@@ -70,9 +70,8 @@ def calibrate(runs: Sequence[RunFolder], *, scorer: str | None = None) -> Calibr
     by_policy: dict[str, list[Known]] = defaultdict(list)
     for one in known_answers(runs, scorer=scorer):
         by_policy[one.policy].append(one)
-    few = next((policy for policy, answers in by_policy.items() if len(answers) < _FEWEST), None)
-    if few is not None or not by_policy:
-        count = len(by_policy[few]) if few is not None else 0
+    few = min(by_policy, key=lambda policy: len(by_policy[policy]), default="")
+    if (count := len(by_policy[few])) < _FEWEST:
         raise ConfigError(
             f"The runs have {count} scored answers with log-probabilities{f' of policy {few!r}' if few else ''}; "
             f"{_FEWEST} are needed. A server is asked for them with --set generation.logprobs=true."

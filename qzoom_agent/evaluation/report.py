@@ -159,18 +159,12 @@ def _audits(folder: RunFolder, results: Results) -> list[tuple[TaskAudit, list[t
     found = read_audit(folder)
     if found is None:
         return []  # not every run is audited
+    now = {(task.task, name): marks.accuracy for task in results.tasks.values() for name, marks in task.scores.items()}
     return [
         (each, [(arm.policy, arm.accuracy, arm.policy == each.policy) for arm in each.arms])
         for each in found.tasks.values()
-        if _accuracy(results, each) == each.arms[0].accuracy
+        if now.get((each.task, each.scorer)) == each.arms[0].accuracy
     ]
-
-
-def _accuracy(results: Results, audit: TaskAudit) -> Figure | None:
-    """Return the accuracy, as it is now, of what an audit is about."""
-    task = results.tasks.get(audit.task)
-    marks = None if task is None else task.scores.get(audit.scorer)
-    return None if marks is None else marks.accuracy
 
 
 # -- the chart -------------------------------------------------------------------------------------------------------

@@ -24,7 +24,6 @@ from datetime import date
 from pathlib import Path
 from typing import IO, Any, Final, NamedTuple, Self
 
-import PIL.Image
 from pydantic import AliasChoices, BaseModel, Field, TypeAdapter, ValidationError
 
 from qzoom_agent.confidence import FILE as CALIBRATION
@@ -321,8 +320,10 @@ class RunFolder:
         for digest in {view.digest for view in answer.trace.views}:
             target = self.picture_path(digest)
             if not target.exists():
+                small = picture(digest).copy()
+                small.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
                 with atomic_write(target, tidy=False) as part:
-                    _small(picture(digest)).save(part, format="JPEG", quality=_QUALITY)
+                    small.save(part, format="JPEG", quality=_QUALITY)
         path = self.trace_path(key)
         with translating("write", path, _ANOTHER):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -394,13 +395,6 @@ def _differ(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "")
             yield from _differ(old, new, f"{prefix}{key}.")
         elif old != new:
             yield f"{prefix}{key}: {old!r} then, {new!r} now"
-
-
-def _small(image: PIL.Image.Image) -> PIL.Image.Image:
-    if max(image.size) > PICTURE_SIDE:
-        image = image.copy()
-        image.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
-    return image
 
 
 def fingerprint(model: str, branches: str | Path | None = None, *, base_only: bool = False) -> str | None:

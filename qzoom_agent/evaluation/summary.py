@@ -249,8 +249,10 @@ def by_sample(rows: Iterable[SampleResult]) -> dict[str, list[SampleResult]]:
 
 
 def _marks(rows: Sequence[SampleResult], scorer: str, task: Task | None) -> ScorerResult:
+    """Return the figures of rows that this scorer has all scored."""
     samples = list(by_sample(rows).values())
-    parsed = [scorer in row.scores and row.scores[scorer].parsed for row in rows]
+    parsed = [row.scores[scorer].parsed for row in rows]
+    rule = task.scorers.get(scorer) if task else None
     kinds: dict[str, list[list[SampleResult]]] = defaultdict(list)
     for each in samples:
         kinds[each[0].kind].append(each)
@@ -263,9 +265,9 @@ def _marks(rows: Sequence[SampleResult], scorer: str, task: Task | None) -> Scor
         kinds={kind: _figure(kinds[kind], scorer) for kind in sorted(kinds)},
         published=_published(rows, scorer, task),
         repeats=_repeats(samples, scorer),
-        source=reference(task.scorers[scorer]) if task and scorer in task.scorers else None,
+        source=reference(rule) if rule else None,
         version=one_version(rows, scorer),
-        public_rule=public_rule(task.scorers[scorer]) if task and scorer in task.scorers else None,
+        public_rule=public_rule(rule) if rule else None,
     )
 
 
@@ -275,8 +277,7 @@ def _published(rows: Sequence[SampleResult], scorer: str, task: Task | None) -> 
     for row in rows:
         if row.question:  # else nothing is known of the sample but that it could not be read
             repeats[row.repeat].append(Scored(row.kind, row.value(scorer), row.meta))
-    aggregate = task.aggregate if task else None
-    found = [aggregate(scored) for scored in repeats.values()] if aggregate else []
+    found = [task.aggregate(scored) for scored in repeats.values()] if task and task.aggregate else []
     names = dict.fromkeys(name for figures in found for name in figures)
     return {name: fmean(figures[name] for figures in found if name in figures) for name in names}
 
@@ -302,7 +303,7 @@ def _repeats(samples: Sequence[Sequence[SampleResult]], scorer: str) -> Repeats 
 
 
 def _agreement(repeats: Sequence[SampleResult], scorer: str) -> float:
-    said = [row.scores[scorer].extracted if scorer in row.scores else None for row in repeats]
+    said = [row.scores[scorer].extracted for row in repeats]
     pairs = list(combinations(said, 2))
     # No answer agrees with nothing: a sample that fails each time is not consistent.
     return fmean(a is not None and a == b for a, b in pairs) if pairs else 1.0

@@ -227,10 +227,8 @@ def find_questions(
         raise ConfigError(
             f"The run folder is {out}, where the images are. Give another one, such as {path / 'answers'}."
         )
-    is_table = path.is_file() and path.suffix.lower() in SUFFIXES
-    if path.is_dir():
-        with translating("read", path):
-            is_table = is_saved(path) or bool(tables_in(path))
+    with translating("read", path):
+        is_table = is_saved(path) or bool(tables_in(path)) if path.is_dir() else path.suffix.lower() in SUFFIXES
     rows = None if is_table else image_rows(path, without=Path(out))
     if rows is None and path.is_dir() and not is_table:
         raise ConfigError(f"There is neither an image nor a table ({', '.join(SUFFIXES)}) in {path}.")

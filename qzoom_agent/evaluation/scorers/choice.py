@@ -10,22 +10,18 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
+from qzoom_agent.data.options import letters_of
 from qzoom_agent.data.samples import Sample
 from qzoom_agent.evaluation.scorers.letters import choice
 from qzoom_agent.evaluation.tasks.task import PublicRule, Score, lmms_eval, scorer, vlmevalkit
 
 # Of the reply in capitals.
-_VSTAR: Final = tuple(
-    map(
-        re.compile,
-        (
-            r"^([A-D])",
-            r"(?:ANSWER|CHOICE|OPTION)(?:\s+IS)?[\s:]+([A-D])",
-            r"\(([A-D])\)",
-            r"([A-D])\s*[.)\]]",
-            r"(?:^|\s)([A-D])(?:\s|$)",
-        ),
-    )
+_VSTAR: Final = (
+    r"^([A-D])",
+    r"(?:ANSWER|CHOICE|OPTION)(?:\s+IS)?[\s:]+([A-D])",
+    r"\(([A-D])\)",
+    r"([A-D])\s*[.)\]]",
+    r"(?:^|\s)([A-D])(?:\s|$)",
 )
 PHRASES: Final = ("The best answer is", "The correct answer is", "The answer is", "The answer")
 _MME_LABELS: Final = ("The best option is", "The correct option is", "Best answer:", "Best option:")
@@ -54,7 +50,7 @@ def vstar(text: str, sample: Sample) -> Score:
     inside `<answer>` is not found at all: the tag's own A makes three of them.
     """
     reply = text.strip().upper()
-    found = next((match[1] for pattern in _VSTAR if (match := pattern.search(reply))), None)
+    found = next((match[1] for pattern in _VSTAR if (match := re.search(pattern, reply))), None)
     letters = re.findall(r"[A-D]", reply)
     return _score(found or (letters[0] if len(letters) == 1 else None), sample)
 
@@ -74,15 +70,20 @@ def mme_realworld_kit(text: str, sample: Sample) -> Score:
 
     Four stock phrases are joined to two there, which no reply holds.
     """
-    return _score(
-        _mme_letter(text, (*PHRASES, *map("".join, zip(_MME_LABELS[::2], _MME_LABELS[1::2], strict=True)))), sample
-    )
+    first, second, third, fourth = _MME_LABELS
+    return _score(_mme_letter(text, (*PHRASES, first + second, third + fourth)), sample)
 
 
-def _mme_letter(text: str, phrases: Sequence[str]) -> str | None:
+def without(phrases: Sequence[str], text: str) -> str:
+    """Return a reply without these phrases."""
     rest = text.strip()
     for phrase in phrases:
         rest = rest.replace(phrase, "")
+    return rest
+
+
+def _mme_letter(text: str, phrases: Sequence[str]) -> str | None:
+    rest = without(phrases, text)
     found = re.search(r"[A-E]", rest)
     if found is not None:
         return found[0]
@@ -102,8 +103,7 @@ def hr_bench(text: str, sample: Sample) -> Score:
     only where an environment variable asks it to be verbose.
     """
     reply = text.strip()
-    named = _named(reply, sample.options, last=None)
-    return _score(named or _text_in(reply, sample.options), sample)
+    return _score(_named(reply, sample.options) or _text_in(reply, sample.options), sample)
 
 
 @scorer(vlmevalkit("vlmeval/utils/matching_util.py: can_infer"))
@@ -116,17 +116,13 @@ def kit(text: str, sample: Sample) -> Score:
     named = _named(text, sample.options, last=4)
     if named is None and _HR_FAILED not in text:
         said = _KIT_SAYS.search(text)
-        if said is not None and said[1].upper() in _letters(sample.options):
+        if said is not None and said[1].upper() in letters_of(sample.options):
             named = said[1].upper()
     short = len(text.lower()) <= 2 * sum(map(len, sample.options))
     return _score(named or (_text_in(text, sample.options) if short else None), sample)
 
 
-def _letters(options: Sequence[str]) -> list[str]:
-    return [chr(ord("A") + index) for index in range(len(options))]
-
-
-def _named(reply: str, options: Sequence[str], *, last: int | None) -> str | None:
+def _named(reply: str, options: Sequence[str], *, last: int | None = None) -> str | None:
     """Return the one letter among the words (Z for a refusal), `last`: among so many last ones; None if there is none.
 
     One letter that stands earlier than those is none.
@@ -136,7 +132,7 @@ def _named(reply: str, options: Sequence[str], *, last: int | None) -> str | Non
     if any(refusal in reply for refusal in _HR_REFUSALS):
         return "Z"
     words = re.sub(r"[.()\[\],:;!*#{}]", " ", reply).split()
-    named = [letter for letter in _letters(options) if letter in words]
+    named = [letter for letter in letters_of(options) if letter in words]
     if not named:
         return "Z" if "Z" in words else None
     if len(named) > 1 or (last is not None and words.index(named[0]) < len(words) - last):
@@ -146,7 +142,7 @@ def _named(reply: str, options: Sequence[str], *, last: int | None) -> str | Non
 
 def _text_in(reply: str, options: Sequence[str]) -> str | None:
     found = [
-        letter for letter, option in zip(_letters(options), options, strict=True) if option.lower() in reply.lower()
+        letter for letter, option in zip(letters_of(options), options, strict=True) if option.lower() in reply.lower()
     ]
     return found[0] if len(found) == 1 else None
 

@@ -3,6 +3,7 @@
 import re
 from typing import Final
 
+from qzoom_agent.data.options import letters_of
 from qzoom_agent.data.samples import Sample
 from qzoom_agent.evaluation.scorers import choice
 from qzoom_agent.evaluation.scorers.extraction import final_answer
@@ -39,9 +40,7 @@ def xlrs(text: str, sample: Sample) -> Score:
 
     Trap: "Blue" names B and E, and "B, the bus" A to E but C and D.
     """
-    rest = text.strip()
-    for phrase in choice.PHRASES:
-        rest = rest.replace(phrase, "")
+    rest = choice.without(choice.PHRASES, text)
     named = set()
     if re.search("[ABCDE]", rest):
         named = set(map(str.upper, _BRACKETED_TO_E.findall(rest) or re.findall("[a-eA-E]", rest)))
@@ -54,7 +53,7 @@ def letters(text: str, sample: Sample) -> Score:
     if not sample.meta.get("several"):
         return choice.clean(text, sample)
     said = final_answer(text) or ""
-    options = {chr(ord("A") + index) for index in range(len(sample.options))}
+    options = set(letters_of(sample.options))
     bracketed = set(_BRACKETED.findall(said))
     words = [word for word in re.findall(r"\w+", said) if word.lower() not in ("and", "option", "options")]
     plain = all(set(word.upper()) <= options and (len(word) == 1 or word.isupper()) for word in words)

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 from qzoom_agent.data.answers import LONGEST, Token, matching, tokens, written
+from qzoom_agent.data.options import letter
 from qzoom_agent.evaluation.scorers.extraction import marked, said
 
 _FIRST: Final = 0xE000
@@ -107,7 +108,7 @@ def choice(text: str, options: Sequence[str]) -> str | None:
     reply = said(text)
     found = marked(reply)
     index = _chosen(reply if found is None else found, options, answer=found is not None)
-    return None if index is None else chr(ord("A") + index)
+    return None if index is None else letter(index)
 
 
 def _chosen(text: str, options: Sequence[str], *, answer: bool) -> int | None:

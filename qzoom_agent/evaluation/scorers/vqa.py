@@ -18,13 +18,8 @@ from qzoom_agent.evaluation.tasks.task import Score, lmms_eval, scorer, vlmevalk
 
 _ENOUGH: Final = 3
 _ARTICLES: Final = frozenset({"a", "an", "the"})
-_NUMBERS: Final = dict(
-    zip(
-        ("none", "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"),
-        ("0", "0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "10"),
-        strict=True,
-    )
-)
+_COUNTED: Final = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_NUMBERS: Final = {"none": "0"} | {word: str(at) for at, word in enumerate(_COUNTED)}
 _PUNCTUATION: Final = ';/[]"{}()=+\\_-><@`!'
 # As published: "(?!<=\d)" was meant to look behind and looks ahead, so that a full stop after a digit goes too.
 _PERIOD: Final = re.compile(r"(?!<=\d)\.(?!\d)")

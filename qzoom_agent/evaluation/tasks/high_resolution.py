@@ -17,7 +17,7 @@ from statistics import fmean
 from typing import Final
 
 from qzoom_agent.data.columns import is_empty, texts
-from qzoom_agent.data.options import bare, inline_options, letter
+from qzoom_agent.data.options import bare, inline_options, letters_of
 from qzoom_agent.data.rows import HubTable, Row
 from qzoom_agent.evaluation.scorers import choice, high_resolution
 from qzoom_agent.evaluation.scorers.open_answer import rule
@@ -49,7 +49,7 @@ _XLRS_SEVERAL_INSTRUCTION: Final = (
 def _ask_hr_bench(row: Row, answers: tuple[str, ...], *, name: str) -> Asked:
     number = int(row["index"]) // HR_BENCH_ROTATIONS
     options = tuple(str(row[column]) for column in "ABCD" if not is_empty(row[column]))
-    shown = (f"{letter(at)}. {option}" for at, option in enumerate(options))
+    shown = (f"{letter}. {option}" for letter, option in zip(letters_of(options), options, strict=True))
     return Asked(
         "\n".join((row["question"].strip(), *shown, _HR_BENCH_INSTRUCTION)),
         options=options,
@@ -60,7 +60,7 @@ def _ask_hr_bench(row: Row, answers: tuple[str, ...], *, name: str) -> Asked:
 
 def _ask_mme(row: Row, answers: tuple[str, ...]) -> Asked:
     shown = texts(row["multi-choice options"])
-    letters = [letter(at) for at in range(len(shown))]
+    letters = letters_of(shown)
     instruction = _MME_INSTRUCTION.format(letters=", ".join(letters[:-1]) + f", or {letters[-1]}")
     return Asked(
         "\n".join((f"{row['question']} The choices are listed below:", *shown, instruction)),

@@ -15,7 +15,7 @@ from pydantic import JsonValue
 
 from qzoom_agent.data.columns import first_of
 from qzoom_agent.data.image_column import LONGEST_PATH, key, seen
-from qzoom_agent.data.options import letter
+from qzoom_agent.data.options import letters_of
 from qzoom_agent.data.rows import HubTable, Row, Rows, RowSamples, open_rows
 from qzoom_agent.data.samples import Sample, TaskSource
 from qzoom_agent.errors import ConfigError
@@ -52,7 +52,7 @@ def one_letter(cell: object) -> tuple[str, ...]:
 
 def options_of(answers: Sequence[str], options: tuple[str, ...]) -> tuple[str, ...]:
     """Return the options if the first answer is the letter of one; else none: the question is an open one."""
-    return options if answers and answers[0] in map(letter, range(len(options))) else ()
+    return options if answers and answers[0] in letters_of(options) else ()
 
 
 @dataclass(frozen=True)

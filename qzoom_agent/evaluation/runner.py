@@ -163,11 +163,11 @@ def evaluate(
     loaded = loaded or select(asked, source=source, paths=paths, limit=limit, own_budget=own_budget)
     plans = {task.name: loaded[task.name].selection for task in asked}
     for task in asked:
-        tokens = plans[task.name].coarse_tokens
+        samples, selection, places = loaded[task.name]
         asker = agent
-        if tokens is not None and isinstance(agent, Agent):
-            asker = agent.replace(**{"budget.coarse_min_tokens": tokens[0], "budget.coarse_tokens": tokens[1]})
-        samples, places = loaded[task.name].samples, loaded[task.name].places
+        if selection.coarse_tokens is not None and isinstance(agent, Agent):
+            least, most = selection.coarse_tokens
+            asker = agent.replace(**{"budget.coarse_min_tokens": least, "budget.coarse_tokens": most})
         runs.append(TaskRun(task, samples, places, asker, folder, source.seed, weights, traces))
     ask = RunSpec(seed=source.seed, weights=weights, repeats=repeats, tasks=plans)
     scorers = {task.name: task.scorers for task in asked}
@@ -264,12 +264,12 @@ def select(
 
 def require_names(tasks: Sequence[Task]) -> None:
     """Raise ConfigError for two tasks of one name, which would be one in a run folder."""
-    for at, task in enumerate(tasks):
-        if any(task.name == other.name for other in tasks[:at]):
-            raise ConfigError(
-                f"Two of the tasks are called {task.name!r}, after their files or folders. Rename one, or evaluate "
-                "them in two runs."
-            )
+    names = [task.name for task in tasks]
+    if name := next((name for name in names if names.count(name) > 1), None):
+        raise ConfigError(
+            f"Two of the tasks are called {name!r}, after their files or folders. Rename one, or evaluate them in two "
+            "runs."
+        )
 
 
 def rescore(
@@ -329,7 +329,6 @@ class TaskRun:
         done = self.folder.newest(
             lambda row: row.task == self.task.name and row.status != "error" and (row.index, row.repeat) in wanted
         )
-
         answers = {} if self.row_digest is None else self.folder.answers(self.task.name)
 
         def answered(index: int, repeat: int) -> tuple[SampleResult, bool, bool]:

@@ -81,19 +81,10 @@ class Judge:
         if missing:
             raise ConfigError(f"The judge's prompt lacks {', '.join(f'{{{name}}}' for name in sorted(missing))}.")
         self.cache, self.key_variable = cache, key_variable
-        self._client = (
-            None
-            if server is None
-            else ChatClient(
-                server,
-                model=model,
-                key_variable=key_variable,
-                timeout=_SECONDS,
-                attempts=_ATTEMPTS,
-                pause=_PAUSE,
-                sleep=sleep,
-            )
-        )
+        self._client: ChatClient | None = None
+        if server is not None:
+            limits = {"timeout": _SECONDS, "attempts": _ATTEMPTS, "pause": _PAUSE}
+            self._client = ChatClient(server, model=model, key_variable=key_variable, sleep=sleep, **limits)
         self.server = None if self._client is None else self._client.address
         """Where it is asked; None: rules decide."""
         self.record = JudgeRecord(model=model, prompt=prompt)

@@ -374,25 +374,25 @@ def _grid(
     cell_width = (pen.width - left - 10) / columns
     cell_height = (pen.height - top - head - 8) / rows
     capital = rng.randint(42, 48)
-    for column in range(columns):
-        text = "ABCDE"[column]
+    letters = "ABCDE"[:columns]
+    for column, letter in enumerate(letters):
         middle = left + (column + 0.5) * cell_width
-        width = text_width(text, typeface=pen.title_face, capital=capital)
-        pen.word(text, (middle - width / 2, top + 8), capital=capital)
+        width = text_width(letter, typeface=pen.title_face, capital=capital)
+        pen.word(letter, (middle - width / 2, top + 8), capital=capital)
     cells = {}
     for row in range(rows):
         y = top + head + row * cell_height
         pen.word(str(row + 1), (20, y + (cell_height - capital) / 2), capital=capital)
-        for column in range(columns):
-            x = left + column * cell_width
+        for column, letter in enumerate(letters):
+            x, name = left + column * cell_width, f"{letter}{row + 1}"
             pen.draw.rectangle((x, y, x + cell_width, y + cell_height), outline=(120, 120, 120), width=2)
-            code = (notes or {}).get("ABCDE"[column] + str(row + 1)) or pen.new_code()
+            code = (notes or {}).get(name) or pen.new_code()
             width, height = pen.code_size(code)
             at = (
                 x + rng.uniform(6, max(7.0, cell_width - width - 6)),
                 y + rng.uniform(5, max(6.0, cell_height - height - 5)),
             )
-            cells["ABCDE"[column] + str(row + 1)] = (code, pen.code(code, at))
+            cells[name] = (code, pen.code(code, at))
     return cells
 
 

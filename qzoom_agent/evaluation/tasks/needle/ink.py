@@ -11,6 +11,7 @@ vision pretraining come from the drawing itself and never from a detector.
 """
 
 import math
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from random import Random
@@ -141,7 +142,11 @@ def background(rng: Random, size: tuple[int, int], *, split: str) -> tuple[Image
 
 def _shade(rng: Random, low: int, high: int) -> Color:
     level = rng.randint(low, high)
-    red, green, blue = (min(255, max(0, level + rng.randint(-14, 14))) for _ in range(3))
+    return _clamped(level + rng.randint(-14, 14) for _ in range(3))
+
+
+def _clamped(levels: Iterable[int]) -> Color:
+    red, green, blue = (min(255, max(0, level)) for level in levels)
     return red, green, blue
 
 
@@ -149,8 +154,7 @@ def _stripes(rng: Random, size: tuple[int, int], base: Color) -> Image.Image:
     image = Image.new("RGB", size, base)
     draw = ImageDraw.Draw(image)
     step, shift = rng.randint(14, 60), rng.choice((-9, -6, 6, 9))
-    other: Color = (base[0] + shift, base[1] + shift, base[2] + shift)
-    other = tuple(min(255, max(0, value)) for value in other)  # type: ignore[assignment]
+    other = _clamped(level + shift for level in base)
     horizontal = rng.random() < 0.5
     for start in range(0, max(size), 2 * step):
         end = start + step
@@ -161,8 +165,7 @@ def _stripes(rng: Random, size: tuple[int, int], base: Color) -> Image.Image:
 def paint(rng: Random, name: str, *, split: str) -> Color:
     """Return a shade of the named colour."""
     base = ImageColor.getrgb(_PALETTES["ood" if split == "ood" else "train"].split()[COLORS.index(name)])
-    red, green, blue = (min(255, max(0, value + rng.randint(-12, 12))) for value in base)
-    return red, green, blue
+    return _clamped(level + rng.randint(-12, 12) for level in base)
 
 
 def draw_text(

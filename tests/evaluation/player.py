@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,10 @@ ZOOM = "<zoom>28 28 84 84</zoom>"
 KINDS = ("odd", "even", "tenth")
 
 
+Change = Callable[[int, Sample], Sample]
+"""Makes another sample of one, given its place as well."""
+
+
 @dataclass(frozen=True)
 class Numbers:
     """Sample i asks for the number i; every tenth is a kind of its own, two neighbours share a cluster."""
@@ -29,6 +33,7 @@ class Numbers:
     name: str
     n: int
     clustered: bool = False
+    change: Change = lambda _, sample: sample
 
     def __len__(self) -> int:
         return self.n
@@ -38,7 +43,7 @@ class Numbers:
             raise IndexError(index)
         image = Image.new("RGB", (168, 112), (index * 7 % 256, index * 13 % 256, 90))
         ImageDraw.Draw(image).text((40, 40), str(index), fill="white")
-        return Sample(
+        sample = Sample(
             id=f"{self.name}-{index}",
             task=self.name,
             kind=self.kinds[index],
@@ -51,6 +56,7 @@ class Numbers:
             cluster=str(index // 2) if self.clustered else "",
             meta={"half": index % 2},
         )
+        return self.change(index, sample)
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(self.n))
@@ -58,16 +64,6 @@ class Numbers:
     @property
     def kinds(self) -> Sequence[str]:
         return [KINDS[2] if index % 10 == 0 else KINDS[(index + 1) % 2] for index in range(self.n)]
-
-
-@dataclass(frozen=True)
-class Changed(Numbers):
-    """The same samples with other values of some fields."""
-
-    change: Mapping[str, Any] = field(default_factory=dict)
-
-    def __getitem__(self, index: int, /) -> Sample:
-        return replace(super().__getitem__(index), **self.change)
 
 
 def faithful(text: str | None, sample: Sample) -> Score:
@@ -87,18 +83,18 @@ def halves(scored: Sequence[Scored]) -> dict[str, float]:
     return {"second half": sum(second) / max(1, len(second))}
 
 
-def numbers(n: int = 20, *, name: str = "numbers", clustered: bool = False) -> Task:
+def numbers(n: int = 20, *, change: Change = Numbers.change, name: str = "numbers", clustered: bool = False) -> Task:
     """The task, of `n` samples (or as many as the source says)."""
 
     def load(source: TaskSource) -> Numbers:
-        return Numbers(name, source.n or n, clustered)
+        return Numbers(name, source.n or n, clustered, change)
 
     return Task(name=name, title="numbers", load=load, scorers={"faithful": faithful, "clean": clean}, aggregate=halves)
 
 
-def changed(n: int = 20, **change: Any) -> Task:
+def changed(n: int = 20, **fields: Any) -> Task:
     """The task, of samples with other values of some fields."""
-    return replace(numbers(n), load=lambda source: Changed("numbers", n, change=change))
+    return numbers(n, change=lambda _, sample: replace(sample, **fields))
 
 
 def asked(messages: list[Message]) -> int:

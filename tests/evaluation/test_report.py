@@ -26,18 +26,30 @@ from qzoom_agent.evaluation.runner import evaluate, rescore
 from qzoom_agent.evaluation.stats import Figure, Interval, Paired
 from qzoom_agent.evaluation.summary import Results
 from qzoom_agent.evaluation.tasks.catalog import unscored
-from qzoom_agent.evaluation.tasks.task import Score
+from qzoom_agent.evaluation.tasks.task import Score, Task
 from qzoom_agent.geometry import Box
 from qzoom_agent.models.scripted import ScriptedBackend
 from qzoom_agent.report import page as pages
-from tests.evaluation.player import Numbers, asked, changed, numbers, player
+from tests.evaluation.player import asked, changed, numbers, player
 from tests.report.pages import Page
+
+
+def text_of(run: RunFolder | Path, **options: Any) -> str:
+    """Write the page of a run and read its source."""
+    folder = run if isinstance(run, RunFolder) else RunFolder(run)
+    return write_run_report(folder, **options).read_text(encoding="utf-8")
 
 
 def page_of(run: RunFolder | Path, **options: Any) -> Page:
     """Write the page of a run and read it."""
-    folder = run if isinstance(run, RunFolder) else RunFolder(run)
-    return Page(write_run_report(folder, **options).read_text(encoding="utf-8"))
+    return Page(text_of(run, **options))
+
+
+def one_question(width: int = 200, height: int = 100, **fields: Any) -> Task:
+    """A task of one question about a black image; fields of its sample may be others."""
+    image = Image.new("RGB", (width, height))
+    given = {"id": "x", "task": "one", "kind": "all", "image": image, "question": "Which?", "answer": "1"}
+    return replace(numbers(), name="one", load=lambda _: [Sample(**given | fields)], aggregate=None)
 
 
 def rows_of(page: Page) -> list[dict[str, str | None]]:
@@ -90,7 +102,7 @@ def test_links_lead_to_pages_of_the_episodes_with_their_pictures(run: RunFolder,
 
 
 def test_a_run_compares_itself_with_its_ablations(run: RunFolder) -> None:
-    text = write_run_report(run).read_text(encoding="utf-8")
+    text = text_of(run)
     assert "In pairs with other runs" in text
     assert "tool gain" in text
     assert re.search(r"direct: 50\.0% at \d+ tokens", text)
@@ -107,14 +119,14 @@ def test_a_run_that_is_scored_again_compares_itself_with_its_ablations(tmp_path:
         player(lambda i: i > 1, policy="direct"), [numbers(4)], out=tmp_path / "ablations" / "direct", traces=False
     )
     assert rescore(RunFolder(tmp_path), [numbers(4)], scorer=lenient).tasks["numbers"].accuracy == 1
-    text = write_run_report(RunFolder(tmp_path)).read_text(encoding="utf-8")
+    text = text_of(tmp_path)
     assert re.search(r"direct: 100\.0% at \d+ tokens", text)
 
 
 def test_an_answer_is_text(tmp_path: Path) -> None:
     evil = "<script>alert(1)</script><img src=x onerror=alert(1)>\u202e"
     evaluate(Agent(ScriptedBackend(lambda _: evil)), [numbers(2)], out=tmp_path)
-    text = write_run_report(RunFolder(tmp_path)).read_text(encoding="utf-8")
+    text = text_of(tmp_path)
     assert "<script>alert" not in text
     assert "onerror=alert(1)&gt;" in text
     assert text.count("<script>") == 1
@@ -125,18 +137,17 @@ def test_options_that_are_letters_keep_their_places(tmp_path: Path) -> None:
     Image.new("RGB", (56, 56)).save(tmp_path / "i.png")
     (tmp_path / "letters.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
     evaluate(Agent(ScriptedBackend(lambda _: "(C)")), [str(tmp_path / "letters.jsonl")], out=tmp_path / "run")
-    text = write_run_report(RunFolder(tmp_path / "run")).read_text(encoding="utf-8")
+    text = text_of(tmp_path / "run")
     assert re.findall(r"[ABC]: [ABC]\b", text) == ["B: A", "C: C"]  # what is right, and what was said
 
 
 def test_flips_are_those_of_the_task(tmp_path: Path) -> None:
     """Two tasks whose questions share their ids, as the views of ZoomBench do."""
 
-    class Shared(Numbers):
-        def __getitem__(self, index: int, /) -> Sample:
-            return replace(super().__getitem__(index), id=f"shared-{index}")
+    def shared(index: int, sample: Sample) -> Sample:
+        return replace(sample, id=f"shared-{index}")
 
-    tasks = [replace(numbers(name=name), load=lambda _, name=name: Shared(name, 2)) for name in ("one", "two")]
+    tasks = [numbers(2, name=name, change=shared) for name in ("one", "two")]
     evaluate(player(), tasks, out=tmp_path / "a")
     asked = count()
     evaluate(player(lambda _: next(asked) != 2), tasks, out=tmp_path / "b")  # the first question of the second task
@@ -199,7 +210,7 @@ def test_repeats_are_one_row(tmp_path: Path) -> None:
 def test_a_long_table_keeps_the_wrong_ones_and_says_so(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(report, "MAX_ROWS", 5)
     evaluate(player(lambda i: i not in {3, 8, 9}), [numbers(10)], out=tmp_path)
-    text = write_run_report(RunFolder(tmp_path)).read_text(encoding="utf-8")
+    text = text_of(tmp_path)
     rows = rows_of(Page(text))
     assert [row["data-verdict"] for row in rows] == ["0", "0", "0", "1", "1"]
     assert "5 of 10 samples" in text
@@ -207,7 +218,7 @@ def test_a_long_table_keeps_the_wrong_ones_and_says_so(tmp_path: Path, monkeypat
 
 def test_several_tasks_are_told_apart(tmp_path: Path) -> None:
     evaluate(player(), [numbers(3, name="one"), numbers(3, name="two")], out=tmp_path)
-    text = write_run_report(RunFolder(tmp_path)).read_text(encoding="utf-8")
+    text = text_of(tmp_path)
     assert {row["data-kind"] for row in rows_of(Page(text))} == {
         f"{task}: {kind}" for task in ("one", "two") for kind in ("odd", "even", "tenth")
     }
@@ -215,11 +226,11 @@ def test_several_tasks_are_told_apart(tmp_path: Path) -> None:
 
 def test_box_recall_is_told_of_every_task(tmp_path: Path) -> None:
     evaluate(player(zooms=lambda i: True), [numbers(3, name="one"), numbers(3, name="two")], out=tmp_path)
-    text = write_run_report(RunFolder(tmp_path)).read_text(encoding="utf-8")
+    text = text_of(tmp_path)
     recall = RunFolder(tmp_path).latest()[0].recall
     assert recall and text.count(f"<td>1.00</td><td>{recall:.0%}</td>") == 2
     evaluate(player(zooms=lambda i: True), [numbers(3)], out=tmp_path / "one")
-    assert f"box recall {recall:.0%}" in write_run_report(RunFolder(tmp_path / "one")).read_text(encoding="utf-8")
+    assert f"box recall {recall:.0%}" in text_of(tmp_path / "one")
 
 
 def test_options_are_written_out_on_both_sides(tmp_path: Path) -> None:
@@ -228,13 +239,9 @@ def test_options_are_written_out_on_both_sides(tmp_path: Path) -> None:
     def letter(text: str | None, sample: Sample) -> Score:
         return Score(float(text == sample.answer), text)
 
-    def load(source: TaskSource) -> list[Sample]:
-        image = Image.new("RGB", (200, 100))
-        return [Sample("x", "choice", "all", image, long, "B", options=tuple(options))]
-
-    task = replace(numbers(), name="choice", load=load, scorers={"letter": letter}, aggregate=None)
-    evaluate(Agent(ScriptedBackend(lambda _: "A")), [task], out=tmp_path)
-    text = write_run_report(RunFolder(tmp_path)).read_text(encoding="utf-8")
+    task = one_question(question=long, answer="B", options=tuple(options))
+    evaluate(Agent(ScriptedBackend(lambda _: "A")), [replace(task, scorers={"letter": letter})], out=tmp_path)
+    text = text_of(tmp_path)
     assert '<td dir="auto">B: a blue van</td>\n<td dir="auto">A: a red kite</td>' in text
     assert long.strip() in text
 
@@ -253,12 +260,8 @@ def test_pictures_carry_the_known_boxes_and_the_crops(run: RunFolder) -> None:
 
 
 def test_boxes_are_drawn_on_the_image_that_they_are_of(tmp_path: Path) -> None:
-    def load(source: TaskSource) -> list[Sample]:
-        first, second = Image.new("RGB", (200, 100)), Image.new("RGB", (100, 200))
-        boxes = (Box(50, 100, 90, 160, view="original2"),)
-        return [Sample("x", "pages", "all", first, "Which?", "1", boxes=boxes, others=(second,))]
-
-    task = replace(numbers(), name="pages", load=load, aggregate=None)
+    boxes = (Box(50, 100, 90, 160, view="original2"),)
+    task = one_question(boxes=boxes, others=(Image.new("RGB", (100, 200)),))
     replies = ["ZOOM image 2: 250, 250, 750, 750", "1"]
     evaluate(Agent(ScriptedBackend(replies, protocol="plain")), [task], out=tmp_path)
     run = RunFolder(tmp_path)
@@ -266,48 +269,25 @@ def test_boxes_are_drawn_on_the_image_that_they_are_of(tmp_path: Path) -> None:
     colours = np.asarray(Image.open(BytesIO(b64decode(picture.partition(",")[2]))))
     assert colours.max() < 60, "neither the crop nor the known box is on the first image"
     [row] = run.latest()
-    assert (row.boxes, row.box_images) == ([(50, 100, 90, 160)], [1])
-    assert row.sample().boxes == (Box(50, 100, 90, 160, view="original2"),)
+    assert (row.boxes, row.box_images, row.crop_images) == ([(50, 100, 90, 160)], [1], [1])
+    assert row.sample().boxes == boxes
     _, second = run.trace_path(row.key).with_suffix(".html").read_text(encoding="utf-8").split('<div class="stage s1">')
     assert 'class="box gold' in second
 
 
 def test_boxes_keep_their_place_on_a_long_thin_picture(tmp_path: Path) -> None:
-    def load(source: TaskSource) -> list[Sample]:
-        thin = Image.new("RGB", (105, 4000), "white")  # 3 x 96 as drawn, not 2.52 x 96
-        return [replace(numbers(1).load(source)[0], image=thin, boxes=(Box(0, 3000, 105, 3400),))]
-
-    evaluate(player(policy="direct"), [replace(numbers(), load=load)], out=tmp_path, traces=True)
+    thin = Image.new("RGB", (105, 4000), "white")  # 3 x 96 as drawn, not 2.52 x 96
+    evaluate(player(policy="direct"), [changed(1, image=thin, boxes=(Box(0, 3000, 105, 3400),))], out=tmp_path)
     shown = images_of(page_of(tmp_path))[0]
     drawn = np.asarray(Image.open(BytesIO(b64decode(shown.partition(",")[2])))).astype(int)
     rows = np.flatnonzero((drawn.min(axis=2) < 150).any(axis=1))
     assert (rows.min(), rows.max() + 1) == pytest.approx((72, 82), abs=2)
 
 
-def test_boxes_of_a_second_image_are_drawn_on_it_alone(tmp_path: Path) -> None:
-    second = Image.new("RGB", (400, 400), "white")
-
-    def load(source: TaskSource) -> list[Sample]:
-        sample = numbers(1).load(source)[0]
-        return [replace(sample, boxes=(Box(40, 40, 80, 80, view="original2"),), others=(second,))]
-
-    calls = iter(["<zoom>2<loc_28><loc_28><loc_84><loc_84></zoom>", "0"])
-    agent = Agent(ScriptedBackend(lambda _: next(calls)), policy="explicit")
-    folder = RunFolder(tmp_path)
-    evaluate(agent, [replace(numbers(), load=load)], out=tmp_path, traces=True)
-    (row,) = folder.latest()
-    assert (row.box_images, row.crop_images, row.sample().boxes[0].view) == ([1], [1], "original2")
-    shown = images_of(page_of(folder))[0]
-    drawn = Image.open(BytesIO(b64decode(shown.partition(",")[2])))
-    assert close(drawn, report.GOLD) < 10 > close(drawn, report.CROP), "it is the picture of the first image"
-    episode = folder.trace_path(row.key).with_suffix(".html").read_text(encoding="utf-8")
-    assert episode.index('class="stage s1"') < episode.index("Known place of the answer")
-
-
 def test_a_page_tells_when_and_with_what_it_was_made(tmp_path: Path) -> None:
     made = environment("cpu, float32", command="qzoom eval numbers --n 2")
     evaluate(player(), [numbers(2)], out=tmp_path, environment=made, weights="abc123")
-    text = write_run_report(RunFolder(tmp_path)).read_text(encoding="utf-8")
+    text = text_of(tmp_path)
     for part in (made["date"], f"torch {made['torch']}", "cpu, float32", "weights abc123", "qzoom eval numbers --n 2"):
         assert part in text
 
@@ -341,11 +321,8 @@ def test_every_label_of_a_chart_is_inside_it_and_the_run_itself_on_top(mean: flo
 
 
 def test_a_chart_of_one_kind_has_one_point(tmp_path: Path) -> None:
-    def load(source: TaskSource) -> list[Sample]:
-        return [Sample("x", "one", "all", Image.new("RGB", (200, 100)), "Which?", "1")]
-
-    evaluate(Agent(ScriptedBackend(["1"])), [replace(numbers(), name="one", load=load, aggregate=None)], out=tmp_path)
-    assert write_run_report(RunFolder(tmp_path)).read_text(encoding="utf-8").count("<circle") == 1
+    evaluate(Agent(ScriptedBackend(["1"])), [one_question()], out=tmp_path)
+    assert text_of(tmp_path).count("<circle") == 1
 
 
 def test_the_interval_of_a_figure_has_its_digits() -> None:
@@ -366,7 +343,7 @@ def test_a_page_of_questions_without_answers_calls_no_reply_right_or_wrong(tmp_p
 
     task = unscored(numbers(3))
     evaluate(Agent(ScriptedBackend(reply)), [task], out=tmp_path, source=TaskSource(answered=False))
-    text = write_run_report(RunFolder(tmp_path)).read_text(encoding="utf-8")
+    text = text_of(tmp_path)
     assert "Replied, with its 95 % interval" in text and "Replied against visual tokens" in text
     assert "1 of 3 answers failed; a failed one counts as no reply." in text
     shown = re.sub(r"<(style|script)>.*?</\1>", "", text, flags=re.DOTALL)
@@ -381,27 +358,24 @@ def test_times_of_less_than_ten_milliseconds_are_not_shown_as_none(tmp_path: Pat
         row.usage.seconds.perceive, row.usage.seconds.think, row.usage.seconds.act = 0.001, 0.0034, 0.0
     (tmp_path / "samples.jsonl").write_text("".join(f"{row.model_dump_json()}\n" for row in rows), encoding="utf-8")
     rescore(RunFolder(tmp_path), [numbers(2)])
-    text = write_run_report(RunFolder(tmp_path)).read_text(encoding="utf-8")
+    text = text_of(tmp_path)
     assert text.count('<td class="num">0.0044</td>') == 2
     assert "p50 0.0044, p95 0.0044" in text
 
 
 def test_a_baseline_named_as_an_ablation_is_a_row_of_its_own(run: RunFolder, tmp_path: Path) -> None:
     evaluate(player(), [numbers(12)], out=(other := tmp_path / "elsewhere" / "direct"))
-    text = write_run_report(run, baseline=RunFolder(other)).read_text(encoding="utf-8")
+    text = text_of(run, baseline=RunFolder(other))
     against = re.findall(r"<tr><td>([^<]*)</td><td>numbers</td><td>12</td>", text)
     assert against == [str(other), "direct"]
 
 
 def test_the_parts_of_the_visual_tokens_hold_those_of_tools(tmp_path: Path) -> None:
-    def load(source: TaskSource) -> list[Sample]:
-        return [Sample("x", "turned", "all", Image.new("RGB", (280, 560)), "Which?", "1")]
-
     replies = ['TOOL: rotate {"degrees": 90}', "1"]
     agent = Agent(ScriptedBackend(replies, protocol="plain"), policy="explicit", tools=["rotate"])
-    evaluate(agent, [replace(numbers(), name="turned", load=load, aggregate=None)], out=tmp_path)
-    text = write_run_report(RunFolder(tmp_path)).read_text(encoding="utf-8")
-    cost = Results.of(RunFolder(tmp_path)).tasks["turned"].cost
+    evaluate(agent, [one_question(280, 560)], out=tmp_path)
+    text = text_of(tmp_path)
+    cost = Results.of(RunFolder(tmp_path)).tasks["one"].cost
     assert cost.tool_tokens > 0
     assert cost.visual_tokens.mean == cost.coarse_tokens + cost.crop_tokens + cost.tool_tokens
     assert f"{cost.coarse_tokens:.0f} coarse, 0 in crops, {cost.tool_tokens:.0f} of tools" in text
@@ -416,12 +390,8 @@ def test_a_row_of_repeats_tells_of_the_ones_that_decide_it(tmp_path: Path) -> No
             raise RuntimeError("gone")
         return "1" if at == 0 else "x"
 
-    def load(source: TaskSource) -> list[Sample]:
-        return [Sample("x", "one", "all", Image.new("RGB", (200, 100)), "Which?", "1")]
-
-    task = replace(numbers(), name="one", load=load, aggregate=None)
-    evaluate(Agent(ScriptedBackend(reply)), [task], out=tmp_path, repeats=3)
-    text = write_run_report(RunFolder(tmp_path)).read_text(encoding="utf-8")
+    evaluate(Agent(ScriptedBackend(reply)), [one_question()], out=tmp_path, repeats=3)
+    text = text_of(tmp_path)
     assert "1 of 3 answers failed; a failed one counts as wrong." in text
     [row] = rows_of(Page(text))
     assert row["data-cause"] == "failed" and 'colspan="10">failed<' in text

@@ -29,7 +29,7 @@ from qzoom_agent.evaluation.tasks.task import Score, Task
 from qzoom_agent.geometry import Box
 from qzoom_agent.models.scripted import ScriptedBackend
 from qzoom_agent.trace import Trace, saved_images
-from tests.evaluation.player import Numbers, changed, clean, faithful, lines, numbers, player
+from tests.evaluation.player import Numbers, changed, faithful, lines, numbers, player
 
 
 class Watcher:
@@ -125,24 +125,16 @@ def test_gold_boxes_reach_only_the_policies_that_take_them(policy: str, given: b
 
 
 def test_an_oracle_that_knows_nothing_is_an_error(tmp_path: Path) -> None:
-    class Unknown(Numbers):
-        def __getitem__(self, index: int, /) -> Sample:
-            known = super().__getitem__(index)
-            return Sample(**{**vars(known), "boxes": ()})
-
-    task = Task(name="numbers", title="", load=lambda source: Unknown("numbers", 5), scorers={"clean": clean})
-    result = evaluate(player(policy="oracle"), [task], out=tmp_path).tasks["numbers"]
+    result = evaluate(player(policy="oracle"), [changed(5, boxes=())], out=tmp_path).tasks["numbers"]
     # samples 0 and 4 need no crop: there an oracle has nothing to know
     assert result.statuses == {"answered": 2, "error": 3}
 
 
 def test_a_random_crop_is_shown_where_nothing_is_known_of_boxes(tmp_path: Path) -> None:
-    class Unknown(Numbers):
-        def __getitem__(self, index: int, /) -> Sample:
-            return replace(super().__getitem__(index), boxes=(), coarse_suffices=True if index == 0 else None)
+    def unknown(index: int, sample: Sample) -> Sample:
+        return replace(sample, boxes=(), coarse_suffices=True if index == 0 else None)
 
-    task = Task(name="numbers", title="", load=lambda source: Unknown("numbers", 3), scorers={"clean": clean})
-    evaluate(player(policy="random"), [task], out=tmp_path)
+    evaluate(player(policy="random"), [numbers(3, change=unknown)], out=tmp_path)
     # of sample 0 it is known that no part in particular is meant
     assert [len(row.crops) for row in RunFolder(tmp_path).in_order()] == [0, 1, 1]
 
@@ -206,14 +198,12 @@ def test_a_backend_that_fails_inside_a_run_is_wrong_too(tmp_path: Path) -> None:
 
 
 def test_a_sample_that_cannot_be_read_counts_as_wrong(tmp_path: Path) -> None:
-    class Torn(Numbers):
-        def __getitem__(self, index: int, /) -> Sample:
-            if index == 2:
-                raise ImageError("Cannot read it.")
-            return super().__getitem__(index)
+    def torn(index: int, sample: Sample) -> Sample:
+        if index == 2:
+            raise ImageError("Cannot read it.")
+        return sample
 
-    task = Task(name="numbers", title="", load=lambda source: Torn("numbers", 4), scorers={"clean": clean})
-    result = evaluate(player(), [task], out=tmp_path).tasks["numbers"]
+    result = evaluate(player(), [numbers(4, change=torn)], out=tmp_path).tasks["numbers"]
     assert (result.n, result.accuracy, result.failed) == (4, 0.75, 1)
     assert RunFolder(tmp_path).latest()[2].id == "numbers[2]"
 
@@ -326,16 +316,13 @@ def test_a_folder_of_another_run_is_refused(change: dict[str, Any], message: str
 def test_a_changed_sample_is_asked_again(tmp_path: Path) -> None:
     evaluate(player(), [numbers(4)], out=tmp_path)
 
-    class Repainted(Numbers):
-        def __getitem__(self, index: int, /) -> Sample:
-            known = super().__getitem__(index)
-            image = known.image.copy()
-            image.putpixel((0, 0), (1, 2, 3)) if index == 2 else None
-            return Sample(**{**vars(known), "image": image})
+    def repainted(index: int, sample: Sample) -> Sample:
+        if index == 2:
+            sample.image.putpixel((0, 0), (1, 2, 3))
+        return sample
 
-    task = Task(name="numbers", title="", load=lambda source: Repainted("numbers", 4), scorers={"clean": clean})
     agent = Given()
-    assert evaluate(agent, [task], out=tmp_path).tasks["numbers"].n == 4
+    assert evaluate(agent, [numbers(4, change=repainted)], out=tmp_path).tasks["numbers"].n == 4
     assert len(agent.calls) == 1
 
 
@@ -348,15 +335,11 @@ def test_what_a_task_says_of_a_sample_is_that_of_now(change: dict[str, Any], cal
     """Another answer is scored without asking; other boxes are asked about, since crops are measured by them."""
     evaluate(player(), [numbers(2)], out=tmp_path)
 
-    class Mended(Numbers):
-        def __getitem__(self, index: int, /) -> Sample:
-            known = super().__getitem__(index)
-            return Sample(**{**vars(known), **change}) if index == 1 else known
+    def mended(index: int, sample: Sample) -> Sample:
+        return replace(sample, **change) if index == 1 else sample
 
-    scorers = numbers().scorers
-    task = Task(name="numbers", title="", load=lambda source: Mended("numbers", 2), scorers=scorers)
     agent = Given()
-    results = evaluate(agent, [task], out=tmp_path)
+    results = evaluate(agent, [numbers(2, change=mended)], out=tmp_path)
     assert len(agent.calls) == calls
     row = RunFolder(tmp_path).latest()[1]
     if calls:
@@ -398,14 +381,13 @@ def test_the_time_of_an_answer_is_its_own_where_a_run_is_resumed(
 ) -> None:
     read: list[int] = []
 
-    class Slow(Numbers):
-        def __getitem__(self, index: int, /) -> Sample:
-            read.append(index)  # which takes a second
-            return super().__getitem__(index)
+    def slow(index: int, sample: Sample) -> Sample:
+        read.append(index)  # which takes a second
+        return sample
 
     monkeypatch.setattr(runner, "perf_counter", lambda: float(len(read)))
     for n in (5, 6):
-        evaluate(player(), [replace(numbers(n), load=lambda source, n=n: Slow("numbers", n))], out=tmp_path)
+        evaluate(player(), [numbers(n, change=slow)], out=tmp_path)
     assert [row.elapsed for row in RunFolder(tmp_path).latest()] == [1.0] * 6
 
 
@@ -470,13 +452,8 @@ def test_every_needle_task_runs(task: str, tmp_path: Path) -> None:
 
 
 def test_a_wrong_field_of_an_own_task_or_scorer_is_named(tmp_path: Path) -> None:
-    class Wrong(Numbers):
-        def __getitem__(self, index: int, /) -> Sample:
-            return Sample(**{**vars(super().__getitem__(index)), "answers": (42,)})
-
-    task = Task(name="numbers", title="", load=lambda source: Wrong("numbers", 1), scorers={"clean": clean})
     with pytest.raises(ConfigError, match=r"question 'numbers-0' of the task 'numbers' is wrong: gold\.0: "):
-        evaluate(player(), [task], out=tmp_path / "a")
+        evaluate(player(), [changed(1, answers=(42,))], out=tmp_path / "a")
 
     def odd(text: str | None, sample: Sample) -> Score:
         return Score(1.0, 42)  # type: ignore[arg-type]

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,9 +10,8 @@ from qzoom_agent.evaluation.run_log import RunFolder
 from qzoom_agent.evaluation.runner import Shard, evaluate
 from tests.evaluation import killing
 from tests.evaluation.player import lines, numbers, player
+from tests.evaluation.sharing import two_processes
 from tests.evaluation.test_kill import timeless
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 class Pretend(Shard):
@@ -71,29 +67,9 @@ def test_without_a_launcher_there_is_one(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.slow
 def test_two_processes_of_accelerate_leave_what_one_leaves(tmp_path: Path) -> None:
     both, one = tmp_path / "both", tmp_path / "one"
-    command = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--multi_gpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-    ]
-    command += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    done = subprocess.run(
-        [*command, "-m", "tests.evaluation.sharing", str(both), "24"],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    printed = two_processes("tests.evaluation.sharing", str(both), "24")
     # not by line: the two may write at the same time
-    assert all(f"process {index} of 2" in done.stdout for index in (0, 1))
+    assert all(f"process {index} of 2" in printed for index in (0, 1))
     killing.go_on(one, 24)
     assert timeless([row.model_dump(mode="json") for row in RunFolder(both).latest()]) == timeless(
         [row.model_dump(mode="json") for row in RunFolder(one).latest()]

@@ -19,7 +19,7 @@ from PIL import Image
 
 from qzoom_agent.agent import Agent
 from qzoom_agent.cli.result_tables import show_comparison
-from qzoom_agent.data.samples import Sample, TaskSource
+from qzoom_agent.data.samples import TaskSource
 from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.evaluation.compare import compare
 from qzoom_agent.evaluation.report import _points, write_run_report
@@ -236,13 +236,8 @@ def test_a_sample_whose_image_is_damaged_counts_in_every_figure(tmp_path: Path) 
 
 
 def test_two_questions_of_one_id_are_refused(tmp_path: Path) -> None:
-    class Same(Numbers):
-        def __getitem__(self, index: int, /) -> Sample:
-            return replace(super().__getitem__(index), id="one")
-
-    task = replace(numbers(), load=lambda source: Same("numbers", 2))
     with pytest.raises(ConfigError, match="questions 0 and 1, counted from 0, have the same id, 'one'"):
-        evaluate(player(), [task], out=tmp_path)
+        evaluate(player(), [changed(2, id="one")], out=tmp_path)
 
 
 def test_questions_of_one_image_are_one_cluster(tmp_path: Path) -> None:

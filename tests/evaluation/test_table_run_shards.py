@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from importlib import resources
 from pathlib import Path
 
 import pytest
 from pyarrow import parquet
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.evaluation.sharing import two_processes
 
 
 @pytest.mark.slow
 def test_two_processes_answer_what_one_answers(tmp_path: Path) -> None:
     demo = str(resources.files("qzoom_agent.data") / "demo")
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    command += ["-m", "qzoom_agent", "run", demo, "--out", str(tmp_path), "--device", "cpu"]
-    done = subprocess.run(
-        command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("results.parquet") == 1, "one process writes and says so"
+    printed = two_processes("qzoom_agent", "run", demo, "--out", str(tmp_path), "--device", "cpu")
+    assert printed.count("results.parquet") == 1, "one process writes and says so"
     rows = parquet.read_table(tmp_path / "results.parquet").to_pylist()
     questions = json.loads((Path(demo) / "questions.json").read_text())
     assert [row["index"] for row in rows] == list(range(len(questions))) and all(row["answer"] for row in rows)

@@ -14,6 +14,8 @@ from typing import Any, Final
 
 from datasets import Image, List, Value
 
+from qzoom_agent.data.samples import Sample, TaskSource
+from qzoom_agent.evaluation.tasks.catalog import TASKS
 from tests.evaluation.tasks.files import base64_png, dataset, draw, parquet, picture, png
 from tests.evaluation.tasks.receipt_folder import receipts
 
@@ -546,3 +548,8 @@ WRITERS: Final[Mapping[str, Callable[[Path], Path]]] = {
     "receipt-line": receipts,
 }
 """By the task's name; the tasks that are drawn need none."""
+
+
+def samples(name: str, folder: Path) -> list[Sample]:
+    """Return the samples of a task, of a copy that is written into the folder."""
+    return list(TASKS[name].load(TaskSource(path=str(WRITERS[name](folder / name)))))

@@ -7,14 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from qzoom_agent.data.samples import Sample, TaskSource
+from qzoom_agent.data.samples import TaskSource
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.tasks.catalog import TASKS
-from tests.evaluation.tasks import files, fixtures
-
-
-def samples(name: str, folder: Path) -> list[Sample]:
-    return list(TASKS[name].load(TaskSource(path=str(fixtures.charxiv(folder / name)))))
+from tests.evaluation.tasks import files
+from tests.evaluation.tasks.fixtures import samples
 
 
 def test_reasoning_asks_for_the_kind_of_answer(tmp_path: Path) -> None:

@@ -8,16 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from qzoom_agent.data.samples import Sample, TaskSource
+from qzoom_agent.data.samples import TaskSource
 from qzoom_agent.errors import ConfigError, ImageError
 from qzoom_agent.evaluation.tasks.catalog import TASKS
 from qzoom_agent.evaluation.tasks.task import Scored
 from qzoom_agent.geometry import Box
 from tests.evaluation.tasks import files, fixtures
-
-
-def samples(name: str, folder: Path) -> list[Sample]:
-    return list(TASKS[name].load(TaskSource(path=str(fixtures.WRITERS[name](folder / name)))))
+from tests.evaluation.tasks.fixtures import samples
 
 
 def test_o3_bench_has_the_boxes_of_the_regions_in_their_order(tmp_path: Path) -> None:

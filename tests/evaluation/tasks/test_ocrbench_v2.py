@@ -7,16 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from qzoom_agent.data.samples import Sample, TaskSource
+from qzoom_agent.data.samples import TaskSource
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.runner import select
 from qzoom_agent.evaluation.tasks.catalog import TASKS
 from qzoom_agent.evaluation.tasks.task import Scored
-from tests.evaluation.tasks import files, fixtures
-
-
-def samples(name: str, folder: Path) -> list[Sample]:
-    return list(TASKS[name].load(TaskSource(path=str(fixtures.ocrbench_v2(folder / name)))))
+from tests.evaluation.tasks import files
+from tests.evaluation.tasks.fixtures import samples
 
 
 def test_every_question_is_in_one_of_the_two_tasks(tmp_path: Path) -> None:

@@ -11,28 +11,22 @@ from datasets import Dataset
 from PIL import ImageChops
 
 from qzoom_agent.data.rows import open_path
-from qzoom_agent.data.samples import Sample, Samples, TaskSource
+from qzoom_agent.data.samples import TaskSource
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.tasks.catalog import TASKS, find_task
 from qzoom_agent.evaluation.tasks.task import Scored
 from qzoom_agent.geometry import Box
 from tests.evaluation.tasks import files, fixtures
+from tests.evaluation.tasks.fixtures import samples
 
 DIRECTLY = "Answer with the option's letter from the given choices directly."
 SHORT = "Answer the question using a single word or phrase."
 
 
-def loaded(name: str, tmp_path: Path) -> Samples:
-    return TASKS[name].load(TaskSource(path=str(fixtures.WRITERS[name](tmp_path / name))))
-
-
-def samples(name: str, tmp_path: Path) -> list[Sample]:
-    return list(loaded(name, tmp_path))
-
-
 @pytest.mark.parametrize("name", fixtures.WRITERS)
 def test_what_holds_for_every_task(name: str, tmp_path: Path) -> None:
-    task, read = find_task(name), loaded(name, tmp_path)
+    task = find_task(name)
+    read = task.load(TaskSource(path=str(fixtures.WRITERS[name](tmp_path / name))))
     found = list(read)
     assert 4 <= len(read) == len(found) == len({sample.id for sample in found})
     assert list(read.kinds) == [sample.kind for sample in found]

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 from qzoom_agent.agent import Agent
 from qzoom_agent.config import AgentConfig
 from qzoom_agent.data.samples import Sample, TaskSource
+from qzoom_agent.evaluation.sample_result import SampleResult
 from qzoom_agent.evaluation.tasks.task import Score, Scored, Task
 from qzoom_agent.geometry import Box
 from qzoom_agent.messages import Message
@@ -124,6 +125,23 @@ def player(
         return str(index) if right(index) else "x"
 
     return Agent(ScriptedBackend(reply), config=AgentConfig(**config))
+
+
+class Watcher:
+    """A `ProgressListener` that keeps what it is told, and may stop the run."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.rows: list[tuple[SampleResult, bool]] = []
+        self.begun: list[tuple[str, int]] = []
+        self.stop_after = stop_after
+
+    def begin(self, task: str, planned: int) -> None:
+        self.begun.append((task, planned))
+
+    def row(self, row: SampleResult, *, new: bool) -> None:
+        self.rows.append((row, new))
+        if len(self.rows) == self.stop_after:
+            raise KeyboardInterrupt
 
 
 def lines(path: Path) -> list[str]:

@@ -16,7 +16,7 @@ from qzoom_agent.evaluation.runner import evaluate
 from qzoom_agent.evaluation.summary import Results
 from qzoom_agent.evaluation.tasks import catalog
 from qzoom_agent.training.branches.dataset import DatasetSpec
-from tests.evaluation.player import numbers, player
+from tests.evaluation.player import Watcher, numbers, player
 
 
 def _old(value: object) -> object:
@@ -62,16 +62,9 @@ def test_a_run_folder_of_an_earlier_version_opens_and_resumes(tmp_path: Path) ->
     folder = RunFolder.existing(tmp_path)
     assert Results.of(folder).tasks["numbers"].accuracy == results.tasks["numbers"].accuracy
     assert [row.task for row in folder.latest()] == ["numbers"] * len(rows)
-    asked: list[bool] = []
-
-    class Listener:
-        def begin(self, task: str, planned: int) -> None: ...
-
-        def row(self, row: object, *, new: bool) -> None:
-            asked.append(new)
-
-    evaluate(player(), [numbers()], out=tmp_path, watch=Listener())
-    assert asked and not any(asked)
+    watch = Watcher()
+    evaluate(player(), [numbers()], out=tmp_path, watch=watch)
+    assert watch.rows and not any(new for _, new in watch.rows)
 
 
 def test_old_names_warn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,24 +29,7 @@ from qzoom_agent.evaluation.tasks.task import Score, Task
 from qzoom_agent.geometry import Box
 from qzoom_agent.models.scripted import ScriptedBackend
 from qzoom_agent.trace import Trace, saved_images
-from tests.evaluation.player import Numbers, changed, faithful, lines, numbers, player
-
-
-class Watcher:
-    """A `ProgressListener` that keeps what it is told, and may stop the run."""
-
-    def __init__(self, stop_after: int | None = None) -> None:
-        self.rows: list[tuple[SampleResult, bool]] = []
-        self.begun: list[tuple[str, int]] = []
-        self.stop_after = stop_after
-
-    def begin(self, task: str, planned: int) -> None:
-        self.begun.append((task, planned))
-
-    def row(self, row: SampleResult, *, new: bool) -> None:
-        self.rows.append((row, new))
-        if len(self.rows) == self.stop_after:
-            raise KeyboardInterrupt
+from tests.evaluation.player import Numbers, Watcher, changed, faithful, lines, numbers, player
 
 
 class Given:

@@ -31,7 +31,7 @@ from qzoom_agent.evaluation.summary import summarise
 from qzoom_agent.evaluation.tasks.task import Scored
 from qzoom_agent.messages import Message
 from qzoom_agent.models.scripted import ScriptedBackend
-from tests.evaluation.player import Numbers, changed, numbers, player
+from tests.evaluation.player import Numbers, Watcher, changed, numbers, player
 from tests.evaluation.tasks import fixtures
 
 # ---- statistics ----------------------------------------------------------------------------------------------------
@@ -337,17 +337,10 @@ def test_answers_that_no_scorer_has_all_scored_have_no_figures(tmp_path: Path) -
 
 
 def test_an_interrupted_run_is_compared_by_the_tasks_that_it_has_begun(tmp_path: Path) -> None:
-    class Stop:
-        def begin(self, task: str, planned: int) -> None:
-            if task == "two":
-                raise KeyboardInterrupt
-
-        def row(self, row: SampleResult, *, new: bool) -> None: ...
-
     tasks = [numbers(3, name="one"), numbers(3, name="two")]
     evaluate(player(), tasks, out=tmp_path / "a")
     with pytest.raises(KeyboardInterrupt):
-        evaluate(player(), tasks, out=tmp_path / "b", watch=Stop())
+        evaluate(player(), tasks, out=tmp_path / "b", watch=Watcher(stop_after=3))
     for one, other in (("a", "b"), ("b", "a")):
         found = compare(RunFolder(tmp_path / one), RunFolder(tmp_path / other), scorer="clean")
         assert {name: task.n for name, task in found.tasks.items()} == {"one": 3}
@@ -370,18 +363,11 @@ def test_runs_of_different_versions_are_compared_with_what_differs(
 
 
 def test_a_task_that_was_added_is_compared_before_the_run_is_finished(tmp_path: Path) -> None:
-    class Stop:
-        def begin(self, task: str, planned: int) -> None: ...
-
-        def row(self, row: SampleResult, *, new: bool) -> None:
-            if row.task == "two":
-                raise KeyboardInterrupt
-
     tasks = [numbers(3, name="one"), numbers(3, name="two")]
     evaluate(player(), tasks, out=tmp_path / "a")
     evaluate(player(), tasks[:1], out=tmp_path / "b")
     with pytest.raises(KeyboardInterrupt):
-        evaluate(player(), tasks, out=tmp_path / "b", watch=Stop())
+        evaluate(player(), tasks, out=tmp_path / "b", watch=Watcher(stop_after=4))
     before, after = RunFolder(tmp_path / "a"), RunFolder(tmp_path / "b")
     found = compare(before, after)
     assert {name: (task.n, task.scorer) for name, task in found.tasks.items()} == {

@@ -115,9 +115,8 @@ def find_columns(
         if found and ours not in given and not (ours == "answers" and "answer" in given):
             names[ours] = found
     boxes: tuple[BoxColumn, ...] = ()
-    if "boxes" in names:
-        del names["boxes"]
-        boxes = (box_column(given["boxes"]) or BoxColumn(given["boxes"]),)
+    if named := names.pop("boxes", ()):
+        boxes = (box_column(named[0]) or BoxColumn(named[0]),)
     elif answers and "boxes" not in given:
         boxes = tuple(one for column in columns if (one := box_column(column)))
     letters = _letters(by_key) if "options" not in given else ()
@@ -227,9 +226,9 @@ def items(cell: object) -> Sequence[Any]:
     return (cell,) if isinstance(cell, str | Mapping) or not isinstance(cell, Iterable) else tuple(cell)
 
 
-def first_of(row: Mapping[str, Any], *columns: str, default: str) -> str:
-    """Return the first text in one of these columns that is there and not empty."""
-    return next((text for column in columns for text in texts(row.get(column)) if text), default)
+def first_of(row: Mapping[str, Any], column: str, *, default: str) -> str:
+    """Return the first text in a column that is not empty; `default` without one."""
+    return next(filter(None, texts(row.get(column))), default)
 
 
 def written(cell: str) -> list[Any] | dict[str, Any] | None:

@@ -41,17 +41,13 @@ INDEX: Final = "receipts.jsonl"
 
 @dataclass(frozen=True)
 class Line:
-    """A stretch of print without wide gaps.
-
-    Attributes:
-        box: Its place in pixels of the page.
-        text: The printed text.
-        centers: Horizontal centre of every character of `text` in pixels of the page, where it is known.
-    """
+    """A stretch of print without wide gaps."""
 
     box: Rect
+    """Its place on the page."""
     text: str
     centers: tuple[float, ...] | None = None
+    """Horizontal centre of every character of `text` in pixels of the page, where it is known."""
 
     @property
     def height(self) -> float:
@@ -65,19 +61,16 @@ class Line:
 
 @dataclass(frozen=True)
 class Receipt:
-    """One receipt.
-
-    Attributes:
-        image: Path of its scan, relative to the folder.
-        number: Position in the file, from 0.
-        lines: Its lines in reading order.
-        fields: Values by the name of their field: company, date, address, total.
-    """
+    """One receipt."""
 
     image: str
+    """Path of its scan, relative to the folder."""
     lines: tuple[Line, ...]
+    """Its lines in reading order."""
     fields: Mapping[str, str] = field(default_factory=dict)
+    """Values by the name of their field: company, date, address, total."""
     number: int = 0
+    """Position in the file, from 0."""
 
     @property
     def sale(self) -> tuple[str, ...] | None:

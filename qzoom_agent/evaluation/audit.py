@@ -81,6 +81,11 @@ def grey_policy(policy: str) -> PolicyName:
     return "masked" if policy in _INSERT else "blind"
 
 
+def _needed(policy: str) -> set[str]:
+    """Return the controls that an audit of a policy cannot do without."""
+    return {"direct", grey_policy(policy), "random"}
+
+
 def audit(folder: RunFolder, controls: Mapping[str, RunFolder], *, scorer: str | None = None) -> Audit:
     """Return the audit of a run, from runs of the same questions under its controls.
 
@@ -95,7 +100,7 @@ def audit(folder: RunFolder, controls: Mapping[str, RunFolder], *, scorer: str |
     results = Results.of(folder)
     policy = str(results.config.policy)
     grey = grey_policy(policy)
-    if missing := {"direct", grey, "random"} - controls.keys():
+    if missing := _needed(policy) - controls.keys():
         raise ConfigError(f"An audit of {policy!r} needs runs under {', '.join(sorted(missing))} as well.")
     figures = {policy: results, **{name: Results.of(each) for name, each in controls.items()}}
     decides = {name: scorer or task.scorer for name, task in results.tasks.items()}
@@ -171,10 +176,10 @@ def audit_again(folder: RunFolder, *, scorer: str | None = None) -> None:
         folder: A finished run, with its controls among its ablations.
         scorer: Scorer that decides; None: the one that did.
     """
-    grey = grey_policy(str(folder.config.policy))
-    controls = {name: other for name, other in folder.ablations.items() if name in ("direct", grey, "random", "oracle")}
+    needed = _needed(str(folder.config.policy))
+    controls = {name: other for name, other in folder.ablations.items() if name in needed | {"oracle"}}
     was = read_audit(folder)
-    if was is None or not {"direct", grey, "random"} <= controls.keys():
+    if was is None or not needed <= controls.keys():
         return
     if not _asked_alike(folder, controls):
         (folder.path / FILE).unlink()

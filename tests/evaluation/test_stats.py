@@ -50,7 +50,7 @@ def test_wilson_holds_the_share_and_mirrors(counts: tuple[int, int]) -> None:
 def test_a_mean_needs_values_that_vary() -> None:
     for values in ([3.0], [3.0, 3.0], [100.0] * 50):
         found = figure(values)
-        assert found is not None and found.interval is None, "nothing tells how much they vary"
+        assert found.interval is None, "nothing tells how much they vary"
 
 
 def test_a_mean_of_many_values_gets_the_normal_interval() -> None:
@@ -59,7 +59,7 @@ def test_a_mean_of_many_values_gets_the_normal_interval() -> None:
     mean = sum(values) / 400
     spread = math.sqrt(sum((value - mean) ** 2 for value in values) / 399)
     found = figure(values)
-    assert found is not None and found.se == pytest.approx(spread / 20)
+    assert found.se == pytest.approx(spread / 20)
     assert found.interval == pytest.approx((mean - 1.966 * spread / 20, mean + 1.966 * spread / 20), abs=1e-3)
 
 
@@ -71,7 +71,7 @@ def test_a_mean_of_many_values_gets_the_normal_interval() -> None:
 def test_a_worth_has_an_interval_that_is_no_point(rows: list[tuple[float, str]], clustered: bool) -> None:
     values, names = [value for value, _ in rows], [name for _, name in rows] if clustered else None
     found = figure(values, clusters=names, share=True)
-    assert found is not None and found.interval is not None
+    assert found.interval is not None
     low, high = found.interval
     assert 0 <= low <= found.mean <= high <= 1 and high - low > 0.01
     change = paired(values, values[::-1], clusters=names, share=True)
@@ -103,7 +103,7 @@ def test_an_interval_of_clusters_is_the_published_one() -> None:
 
     values = [1.0, 1, 1, 0, 1, 1, 1, 1, 1, 0, 0, 0, 1, 1, 1, 1]
     found = figure(values, clusters=[str(index // 4) for index in range(16)])
-    assert found is not None and found.interval is not None
+    assert found.interval is not None
     variance = (0 + 1 + 4 + 1) / (1 - 1 / 4) / 16**2
     assert found.se == pytest.approx(math.sqrt(variance))
     like = 0.75 * 0.25 / variance * (1.959964 / 3.182446) ** 2

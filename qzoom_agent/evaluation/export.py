@@ -188,8 +188,7 @@ def _write_submission(rows: Sequence[SampleResult], path: Path) -> None:
             f"A submission holds one answer to each question of one task; the run asks {', '.join(tasks)}"
             f"{f', each question {times} times' if times > 1 else ''}. Run it for that task alone, without --repeats."
         )
-    ids = [row.id.removeprefix(f"{row.task}-") for row in rows]
-    pairs = list(zip(ids, (row.answer or "" for row in rows), strict=True))
+    pairs = [(row.id.removeprefix(f"{row.task}-"), row.answer or "") for row in rows]
     if tasks[0] in _SUBMISSIONS:
         key, value = _SUBMISSIONS[tasks[0]]
         text = json.dumps([{key: int(one) if one.isdigit() else one, value: said} for one, said in pairs], indent=1)

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, get_args
 import PIL.Image
 import PIL.ImageDraw
 
+from qzoom_agent.data.options import letters_of
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.evaluation.audit import MEANINGS, TaskAudit, points, read_audit
 from qzoom_agent.evaluation.compare import compare, deciding, worth
@@ -279,17 +280,18 @@ def _sample(
 def _said(row: SampleResult, scorer: str) -> str:
     """Return the answer; of multiple choice the option that the scorer read in it, with its letter."""
     extracted = row.scores[scorer].extracted if scorer in row.scores else None
-    if row.options and isinstance(extracted, str) and (option := _lettered(extracted, row)) != extracted:
+    if row.options and extracted and (option := _lettered(extracted, row)) != extracted:
         return option
     return row.answer or row.error or "-"
 
 
 def _lettered(text: str, row: SampleResult) -> str:
     """Return "B: green" for the letter of an option, else for its text; anything else as it is."""
-    at = ord(text.upper()) - ord("A") if len(text) == 1 and text.isascii() else -1
-    if not 0 <= at < len(row.options):
-        at = row.options.index(text) if text in row.options else -1
-    return f"{chr(ord('A') + at)}: {row.options[at]}" if at >= 0 else text
+    named = dict(zip(letters_of(row.options), row.options, strict=True))
+    letter = text.upper() if text.isascii() else ""
+    if letter not in named:
+        letter = next((letter for letter, option in named.items() if option == text), "")
+    return f"{letter}: {named[letter]}" if letter else text
 
 
 def _picture(folder: RunFolder, row: SampleResult, limit: int) -> dict[str, Any] | None:

@@ -15,6 +15,7 @@ time writes. A folder only grows: more samples, repeats or tasks, never another 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import subprocess
@@ -24,7 +25,7 @@ from datetime import date
 from pathlib import Path
 from typing import IO, Any, Final, NamedTuple, Self
 
-from pydantic import AliasChoices, BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import AliasChoices, BaseModel, Field, ValidationError
 
 from qzoom_agent.confidence import FILE as CALIBRATION
 from qzoom_agent.config import AgentConfig
@@ -202,7 +203,7 @@ class RunFolder:
         known = self.environments() if (self.path / "env.json").exists() else []
         if dict(environment) not in known:
             known.append(dict(environment))
-            self.write("env.json", TypeAdapter(list[dict[str, str]]).dump_json(known, indent=1).decode() + "\n")
+            self.write("env.json", json.dumps(known, indent=1, ensure_ascii=False) + "\n")
 
     def environments(self) -> list[dict[str, str]]:
         return read_json(self.path / "env.json", list[dict[str, str]], "Write [] into it: it only records machines.")

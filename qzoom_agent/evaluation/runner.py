@@ -363,7 +363,7 @@ class TaskRun:
         numbered = row.id == f"{row.task}-{row.index}" and "id" not in row.meta
         return row.model_copy(update={"index": place, "id": f"{row.task}-{place}" if numbered else row.id})
 
-    def _row(self, place: int, repeat: int, known: SampleResult | None, digest: str = "") -> tuple[SampleResult, bool]:
+    def _row(self, place: int, repeat: int, known: SampleResult | None, digest: str) -> tuple[SampleResult, bool]:
         """Return the row of a sample, and whether it was asked now: not if `known` is of the same experiment."""
         about = partial(
             asked, index=place, repeat=repeat, seed=self.seed, config=self.agent.config, weights=self.weights

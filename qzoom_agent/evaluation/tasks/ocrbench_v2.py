@@ -72,7 +72,7 @@ def _right(row: Row) -> tuple[tuple[str, ...], JsonValue]:
         return (json.dumps(first, ensure_ascii=False),), {name: [*values] for name, values in fields.items()}
     if kind == GROUNDING:
         box = [int(number) for number in answers]
-        return (f"({', '.join(map(str, box))})",), list(box)
+        return (str(tuple(box)),), list(box)
     if kind == POSITION:
         box = [int(number) for number in items(row["bbox"])]
         reply = json.dumps({"answer": answers[0], "bbox": box}, ensure_ascii=False)

@@ -16,11 +16,11 @@ from time import perf_counter
 from pydantic import TypeAdapter
 
 from qzoom_agent.agent import Agent
+from qzoom_agent.data.answers import exact_match
 from qzoom_agent.data.samples import Sample
 from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.evaluation.redundancy import INSIDE
 from qzoom_agent.evaluation.run_log import fingerprint
-from qzoom_agent.evaluation.scorers.match import exact_match
 from qzoom_agent.evaluation.stats import Figures
 from qzoom_agent.evaluation.tasks.needle import sample, sample_seed
 from qzoom_agent.files import read_text, write_text

@@ -16,9 +16,8 @@ import re
 from decimal import Decimal, localcontext
 from typing import Final
 
-from qzoom_agent.data.answers import written
+from qzoom_agent.data.answers import exact_match, number, written
 from qzoom_agent.data.samples import Sample
-from qzoom_agent.evaluation.scorers.match import exact_match, number
 from qzoom_agent.evaluation.scorers.open_answer import compared
 from qzoom_agent.evaluation.tasks.task import Score, lmms_eval, scorer, vlmevalkit
 

@@ -16,10 +16,10 @@ from typing import Final
 
 from pydantic import BaseModel, ValidationError
 
+from qzoom_agent.data.answers import exact_match
 from qzoom_agent.data.samples import Sample
 from qzoom_agent.errors import BackendError, ConfigError
 from qzoom_agent.evaluation.scorers.extraction import final_answer
-from qzoom_agent.evaluation.scorers.match import exact_match
 from qzoom_agent.evaluation.scorers.open_answer import rule
 from qzoom_agent.evaluation.tasks.task import RULES, Score, Scorer, rule_version, scorer
 from qzoom_agent.files import read_text

@@ -1,4 +1,4 @@
-"""Rules that compare an answer with the right one; see `qzoom_agent.data.answers`, where they are."""
+"""Public names of the rules that compare an answer with the right one, which are in `qzoom_agent.data.answers`."""
 
 from qzoom_agent.data.answers import exact_match as exact_match
 from qzoom_agent.data.answers import matching as matching

@@ -6,10 +6,10 @@ unparsed, and a judge can read it (`judge.judged`).
 
 from collections.abc import Callable, Sequence
 
+from qzoom_agent.data.answers import exact_match
 from qzoom_agent.data.samples import Sample
 from qzoom_agent.evaluation.scorers import choice
 from qzoom_agent.evaluation.scorers.extraction import final_answer, is_sentence, plain
-from qzoom_agent.evaluation.scorers.match import exact_match
 from qzoom_agent.evaluation.tasks.task import Score, scorer
 
 

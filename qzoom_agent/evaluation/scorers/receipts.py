@@ -11,10 +11,9 @@ from decimal import Decimal
 from functools import partial
 from typing import Final
 
-from qzoom_agent.data.answers import GROUPS, LONGEST, number, written
+from qzoom_agent.data.answers import GROUPS, LONGEST, exact_match, number, written
 from qzoom_agent.data.samples import Sample
 from qzoom_agent.evaluation.scorers.anls import anls
-from qzoom_agent.evaluation.scorers.match import exact_match
 from qzoom_agent.evaluation.scorers.open_answer import compared
 from qzoom_agent.evaluation.tasks.task import Score, scorer
 

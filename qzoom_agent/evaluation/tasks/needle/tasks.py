@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Final
 
+from qzoom_agent.data.answers import exact_match
 from qzoom_agent.data.samples import Sample, TaskSource
 from qzoom_agent.errors import ConfigError
-from qzoom_agent.evaluation.scorers.match import exact_match
 from qzoom_agent.evaluation.tasks.needle import PAIR, SEEDS_A_RUN, TASK_NAMES, pair, require_split, sample, sample_seed
 from qzoom_agent.evaluation.tasks.needle.ink import photo_folder, typefaces
 from qzoom_agent.evaluation.tasks.task import Score, Task, scorer

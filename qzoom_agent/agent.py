@@ -376,9 +376,7 @@ class Agent:
             store.add_original(one, number=number)
         return self._parts.context(config, store)
 
-    def _first_state(
-        self, context: Context, question: str, *, boxes: Boxes | None = None, thread: str | None = None
-    ) -> State:
+    def _first_state(self, context: Context, question: str, *, boxes: Boxes | None, thread: str | None) -> State:
         return start(
             id=thread or uuid4().hex[:12],
             question=question,

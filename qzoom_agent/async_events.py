@@ -70,13 +70,12 @@ async def result_of(work: Callable[[], T], receiver: Receiver) -> T:
         receiver.leave()
 
 
-async def events_of(stream: Iterator[T], receiver: Receiver | None = None) -> AsyncGenerator[T]:
+async def events_of(stream: Iterator[T], receiver: Receiver) -> AsyncGenerator[T]:
     """Yield what a generator yields, which a thread runs from its first item to its last, in this task's context.
 
     Where the receiver stops early or is cancelled, the generator is closed at its next item, and its errors count no
     longer. Else they are raised here.
     """
-    receiver = receiver or Receiver()
     loop, items, end = receiver.enter(), asyncio.Queue[Any](), object()
 
     def follow() -> None:

@@ -277,12 +277,12 @@ def _scans(file: _CountedFile) -> int:
 
 def _ends(file: _CountedFile, format: str | None) -> bool:
     """Return whether a file has the mark that ends its format, near its end; True for formats without one."""
-    mark = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}.get(format or "")
+    mark = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}.get(format or "", b"")
     place = file.tell()
     file.seek(max(0, file.size - _TAIL))
     tail = file._file.read(_TAIL)
     file.seek(place)
-    return mark is None or mark in tail
+    return mark in tail
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
@@ -321,9 +321,6 @@ def digest(image: Image.Image) -> str:
     """Return the SHA-256 of an RGB image's size and pixels, as 64 hex digits, whatever file they came from."""
     found = hashlib.sha256(f"RGB {image.width}x{image.height}\n".encode())
     rows = max(1, _STRIP_PIXELS // image.width)
-    if rows >= image.height:
-        found.update(image.tobytes())  # the same bytes as below, without a copy of the pixels
-        return found.hexdigest()
     for top in range(0, image.height, rows):
         found.update(image.crop((0, top, image.width, min(top + rows, image.height))).tobytes())
     return found.hexdigest()

@@ -107,13 +107,12 @@ class CropPolicy:
         if self.name == "oracle":
             return [self.around(box, size) for box in gold or ()]
         if self.name == "random":
-            # As many and as large as the oracle's, so that the two differ in place alone.
-            shapes = [(box.width, box.height) for box in (self.around(box, size) for box in gold or ())]
-            side = math.sqrt(RANDOM_AREA)
-            draw = random.Random(seed)
+            draw, side = random.Random(seed), math.sqrt(RANDOM_AREA)
             if gold is None:
-                shapes = [(size.width * side, size.height * side)]
-            return [somewhere(w, h, size, draw) for w, h in shapes]
+                return [somewhere(size.width * side, size.height * side, size, draw)]
+            # As many and as large as the oracle's, so that the two differ in place alone.
+            around = [self.around(box, size) for box in gold]
+            return [somewhere(box.width, box.height, size, draw) for box in around]
         return []
 
     def keeps_back(self, shown: Sequence[View], plan: ZoomPlan, *, further: bool = False, close: bool = False) -> str:

@@ -27,18 +27,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import PIL.Image
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    JsonValue,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from qzoom_agent.errors import ImageError, TraceError
-from qzoom_agent.files import atomic_write, remove_parts, valid_unicode, version_numbers
+from qzoom_agent.files import atomic_write, first_fault, remove_parts, valid_unicode, version_numbers
 from qzoom_agent.gate import gate_fires
 from qzoom_agent.images import MAX_PIXELS, load_image
 from qzoom_agent.views import View
@@ -223,7 +215,7 @@ class PerceptionRecord(_Record):
     """Number of the image, counted from 0, that map and boxes are about."""
     others: list[PerceptionRecord] = Field(default_factory=list, exclude_if=operator.not_)
     """The same for the other images of the question, in order; the gate's score is one for all."""
-    perceiver: Text = Field(default="", exclude_if=lambda name: not name)
+    perceiver: Text = Field(default="", exclude_if=operator.not_)
     """Name of the perceiver that looked; empty: the model that answers."""
     further: bool = Field(default=False, exclude=True)
     """The branches can look again once the crops of this look are shown."""
@@ -243,7 +235,7 @@ class PerceptionRecord(_Record):
     """Proposed boxes in cells of the heat map, right and bottom exclusive, best first."""
     boxes: list[Quad] = Field(default_factory=list)
     """The same boxes in pixels of `view`."""
-    foreground: list[Quad] = Field(default_factory=list, exclude_if=lambda boxes: not boxes)
+    foreground: list[Quad] = Field(default_factory=list, exclude_if=operator.not_)
     """Foreground of the map in pixels of `view`, row by row, where crops are sparse (`perception.sparse_crop`)."""
     fixed: bool = False
     """The boxes have fixed sides: they tell a place, not an extent."""
@@ -357,9 +349,9 @@ class Usage(_Record):
         every = [call for turn in turns for call in turn.calls]
         calls = [call for call in every if call.arguments is None]
         asked = {call.result for call in calls}
-        coarse = sum(view.tokens for view in views if view.kind == "coarse")
-        crops = sum(view.tokens for view in views if view.kind == "crop")
-        made = sum(view.tokens for view in views if view.kind == "tool")
+        coarse, crops, made = (
+            sum(view.tokens for view in views if view.kind == kind) for kind in ("coarse", "crop", "tool")
+        )
         last = turns[-1] if turns else None
         decisions = [call.decision for call in calls]
         return cls(
@@ -390,13 +382,10 @@ class Usage(_Record):
     def total(cls, parts: Sequence[Usage]) -> Usage:
         """Add up the questions of a conversation; `text_tokens` are those of the last context."""
         plain = {name for name, value in cls() if isinstance(value, int)} - {"text_tokens"}
-        refused: Counter[str] = Counter()
-        for one in parts:
-            refused.update(one.refused_by)
         return cls(
             **{name: sum(getattr(one, name) for one in parts) for name in plain},
             text_tokens=parts[-1].text_tokens,
-            refused_by=dict(refused),
+            refused_by=dict(sum((Counter(one.refused_by) for one in parts), Counter())),
             seconds=Seconds(
                 **{name: sum(getattr(one.seconds, name) for one in parts) for name in Seconds.model_fields}
             ),
@@ -535,15 +524,13 @@ class Trace(QuestionRecord):
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            where = ".".join(str(part) for part in first["loc"]) or "the top level"
             what = (
                 f"it has version {version}, this qzoom-agent knows {VERSION} - install the release that wrote it"
                 if written > ours
                 else "the file was edited or is not a trace; record the run again"
             )
             raise TraceError(
-                f"A trace does not have the expected fields - {file}: {where}: {first['msg']} "
+                f"A trace does not have the expected fields - {file}: {first_fault(error)} "
                 f"({error.error_count()} in all) - {what}."
             ) from error
 

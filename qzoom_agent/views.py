@@ -137,21 +137,12 @@ class View(BaseModel):
             return 0.0
         if self.kept is None:
             return held.coverage(box)
-        x1, y1, x2, y2 = self.box
-        wide, high = (x2 - x1) / len(self.kept[0]), (y2 - y1) / len(self.kept)
-        cells = [
-            (row, column) for row, marks in enumerate(self.kept) for column, mark in enumerate(marks) if mark == "1"
-        ]
-        shown = sum(
-            replace(
-                self.region,
-                x1=x1 + column * wide,
-                y1=y1 + row * high,
-                x2=x1 + (column + 1) * wide,
-                y2=y1 + (row + 1) * high,
-            ).coverage(box)
-            for row, column in cells
-        )
+        wide, high, shown = held.width / len(self.kept[0]), held.height / len(self.kept), 0.0
+        for row, marks in enumerate(self.kept):
+            for column in (at for at, mark in enumerate(marks) if mark == "1"):
+                x, y = held.x1 + column * wide, held.y1 + row * high
+                cell = replace(held, x1=x, y1=y, x2=held.x1 + (column + 1) * wide, y2=held.y1 + (row + 1) * high)
+                shown += cell.coverage(box)
         return 1.0 if shown > 1 - 1e-9 else shown
 
     @property
@@ -319,12 +310,7 @@ class ViewStore:
         return self._add_resized("crop", inside, size, parent=self.view(parent).id, tokens=count, kept=kept)
 
     def add_tool_image(
-        self,
-        image: Image.Image,
-        *,
-        parent: str = "coarse",
-        matrix: Matrix | None = None,
-        **budget: Unpack[TokenBudget],
+        self, image: Image.Image, *, parent: str = "coarse", matrix: Matrix | None = None, **budget: Unpack[TokenBudget]
     ) -> View:
         """Add an image that a tool returned, as a source at its full size and as the view of it that is shown.
 

@@ -23,7 +23,7 @@ import pytest
 from PIL import Image
 
 from qzoom_agent import Agent, AgentConfig, Answer, Box, Trace
-from qzoom_agent.async_events import events_of
+from qzoom_agent.async_events import Receiver, events_of
 from qzoom_agent.errors import ConfigError, ImageError, QzoomError
 from qzoom_agent.messages import Message
 from qzoom_agent.models.interface import ImageSource, Reply
@@ -347,7 +347,7 @@ def test_leaving_an_asynchronous_stream_closes_it(leave: str) -> None:
 
     async def main() -> None:
         async def follow() -> None:
-            async with aclosing(events_of(numbers())) as events:  # type: ignore[type-var]
+            async with aclosing(events_of(numbers(), Receiver())) as events:  # type: ignore[type-var]
                 async for number in events:
                     if number == 3 and leave == "break":
                         break
@@ -394,7 +394,7 @@ def test_an_asynchronous_stream_raises_what_went_wrong() -> None:
         raise ConfigError("no more")
 
     async def main() -> list[int]:
-        return [number async for number in events_of(broken())]
+        return [number async for number in events_of(broken(), Receiver())]
 
     with pytest.raises(ConfigError, match="no more"):
         asyncio.run(main())

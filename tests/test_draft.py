@@ -151,7 +151,7 @@ def test_its_steps_are_shown_as_they_happen_and_again(capsys: pytest.CaptureFixt
     answer = follow(Agent(Telling([BOX, "42"], None), policy="locate").stream(IMAGE, "which?"), console, [540000])
     lines = capsys.readouterr().err.splitlines()
     assert [line.split()[0] for line in lines] == ["look", "zoom"]
-    replay(answer.trace, console)
+    replay(answer.trace, answer.record, console)
     assert [line.split()[0] for line in capsys.readouterr().err.splitlines()] == ["look", "zoom"]
 
 

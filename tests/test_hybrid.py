@@ -331,7 +331,7 @@ def test_the_terminal_shows_it_as_it_happens_and_again(
     assert lines[3].startswith("refused (covered) ") and "crop 1" in lines[3]
     assert "1 zoom (2 more not served)" in summary(answer.trace)
     assert f"{answer.trace.usage.saved_tokens} saved by refusals" in summary(answer.trace)
-    replay(answer.trace, Console())
+    replay(answer.trace, answer.record, Console())
     assert [line.split()[0] for line in capsys.readouterr().err.splitlines()] == ["look", "refused", "zoom", "refused"]
     moved = FinishedRollout([CUTS, "42"], sight(HOT), review={"insert": False})
     follow(moved.agent.stream(IMAGE, "which?"), Console(), [IMAGE.width * IMAGE.height])

@@ -213,7 +213,7 @@ def run_trace(args: argparse.Namespace) -> int:
     console.line(f"{trace.model}, protocol {trace.protocol}, policy {trace.policy}, seed {trace.seed}", "dim")
     for record in trace.questions:
         console.line(printable(record.question), "bold")
-        replay(trace, console, record=record)
+        replay(trace, record, console)
         console.line(f"answer {printable(record.answer)}" if record.answer else "no answer", "bold")
         if record.error:
             console.line(f"error: {printable(record.error)}", "red")
@@ -249,9 +249,8 @@ def follow(events: Iterable[Event], console: Console, areas: Sequence[int]) -> A
     return answer
 
 
-def replay(trace: Trace, console: Console, *, record: QuestionRecord | None = None) -> None:
-    """Show the steps of one question of a trace; None: of the first."""
-    record = record or trace
+def replay(trace: Trace, record: QuestionRecord, console: Console) -> None:
+    """Show the steps of one question of a trace."""
     steps = _Steps(console, [view.size.area for view in trace.all_views if view.kind == "original"] or [1])
     calls = {call.result for turn in record.turns for call in turn.calls}
     unasked = [view for view in record.views if view.tokens and view.id not in calls]

@@ -176,12 +176,8 @@ def nano() -> Check:
     """Check that the weights of the model in the package are there."""
     weights = resources.files("qzoom_agent") / "weights" / "nano" / "model.safetensors"
     if not weights.is_file():
-        return Check(
-            "nano",
-            "no weights in the package",
-            "bad",
-            "Install a release, or train them: python rl/train_nano.py --help",
-        )
+        advice = "Install a release, or train them: python rl/train_nano.py --help"
+        return Check("nano", "no weights in the package", "bad", advice)
     data = weights.read_bytes()
     return Check("nano", f"{len(data) / 1e6:.1f} MB, sha256 {hashlib.sha256(data).hexdigest()[:12]}")
 

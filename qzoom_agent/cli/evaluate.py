@@ -281,11 +281,7 @@ def _default_folder(args: argparse.Namespace, config: AgentConfig, tasks: Sequen
 
 
 def _dry_run(
-    tasks: Sequence[Task],
-    loaded: Mapping[str, Selected],
-    args: argparse.Namespace,
-    config: AgentConfig,
-    out: Path,
+    tasks: Sequence[Task], loaded: Mapping[str, Selected], args: argparse.Namespace, config: AgentConfig, out: Path
 ) -> None:
     """Print the configuration, how many questions there are, and the first of each task."""
     print(config.to_yaml(), end="")

@@ -91,10 +91,7 @@ def add_agent_flags(parser: argparse.ArgumentParser) -> None:
     )
     add_fields(server, Connection, CONNECTION)
     server.add_argument(
-        "--header",
-        action="append",
-        metavar="NAME:VALUE",
-        help="further header of each request; may be repeated",
+        "--header", action="append", metavar="NAME:VALUE", help="further header of each request; may be repeated"
     )
     server.add_argument(
         "--extra-body",

@@ -49,14 +49,9 @@ _ITS_OWN = {"batch_size", "max_batch_size", "system_prompt"}
 
 def question_of(messages: Iterable[Any]) -> tuple[PIL.Image.Image, str]:
     """Return the one image and the text of a task's messages. ConfigError if there is not exactly one image."""
-    images: list[Any] = []
-    texts: list[str] = []
-    for message in messages:
-        for part in message.content:
-            if part.type == "text":
-                texts.append(part.text)
-            else:
-                images.append(part.url if part.type == "image" else None)
+    parts = [part for message in messages for part in message.content]
+    texts = [part.text for part in parts if part.type == "text"]
+    images = [part.url if part.type == "image" else None for part in parts if part.type != "text"]
     if len(images) != 1 or not isinstance(images[0], PIL.Image.Image):
         raise ConfigError(
             f"A question is about one image; this task's has {len(images)} images, videos or sounds. "

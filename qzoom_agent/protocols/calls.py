@@ -116,8 +116,11 @@ def _payload(item: Arguments, notes: list[str]) -> Payload:
 def bare_payloads(body: str, notes: list[str]) -> list[Payload]:
     """Return the calls in a body whose objects are arguments without a tool name; one that has both is read too."""
     values = [value for value in objects_in(body, notes, limit=MAX_CALLS_READ) if isinstance(value, dict)]
-    whole = [any(key in value for key in _ARGUMENT_KEYS) for value in values]
-    return [_payload(value, notes) if named else Payload("", value) for value, named in zip(values, whole, strict=True)]
+    return [_payload(value, notes) if _has_arguments(value) else Payload("", value) for value in values]
+
+
+def _has_arguments(item: Arguments) -> bool:
+    return any(key in item for key in _ARGUMENT_KEYS)
 
 
 def function_payloads(body: str, notes: list[str]) -> list[Payload]:
@@ -181,7 +184,7 @@ def _headed(head: re.Pattern[str], body: str) -> list[tuple[str, str]]:
 
 def loose_json(text: str, tools: Sequence[str]) -> TagSpan | None:
     """Return an object that names one of these tools and has arguments."""
-    return _loose_object(text, tools, 64, lambda value: any(key in value for key in _ARGUMENT_KEYS))
+    return _loose_object(text, tools, 64, _has_arguments)
 
 
 def loose_bare(text: str, tools: Sequence[str]) -> TagSpan | None:

@@ -179,12 +179,12 @@ def _named(body: str, views: Sequence[View]) -> View | None:
 
 
 def _find(text: str, reply: ParsedReply) -> list[TagSpan]:
-    found: list[TagSpan] = []
-    for line in _LINE.finditer(text):
-        if _COLON.match(line[1]) or len(numbers_in(_IMAGE.sub(" ", line[1]))) == 4:
-            found.append(TagSpan(line[1], line[0].strip(), line.start(), line.end(), True))
-        if len(found) == MAX_CALLS_READ:
-            break
+    calls = (
+        TagSpan(line[1], line[0].strip(), line.start(), line.end(), True)
+        for line in _LINE.finditer(text)
+        if _COLON.match(line[1]) or len(numbers_in(_IMAGE.sub(" ", line[1]))) == 4
+    )
+    found = list(islice(calls, MAX_CALLS_READ))
     wrapped = foreign_call(text, known=False)
     if not found or (wrapped and wrapped[0].start < found[0].start):
         return wrapped or foreign_call(text)

@@ -86,14 +86,19 @@ class OwnTool:
 
     def __call__(self, arguments: Mapping[str, Any], views: Views, *, max_pixels: int) -> ToolOutput:
         """Run the tool with arguments as the model wrote them. Never raises."""
-        fields = _fields(self.tool)
+        schema: Any = self.tool.args_schema
+        model = schema if isinstance(schema, type) and issubclass(schema, BaseModel) else None
+        fields = model.model_fields if model else {}
+        hidden = [key for key, field in fields.items() if field.annotation is Views]
         # A tool may change what it is given, and the trace has the arguments as the model wrote them.
-        given = {key: deepcopy(value) for key, value in arguments.items() if key not in _hidden(fields)}
-        # LangChain would leave these out without a word, so the tool would do something else than was asked for.
+        given = {key: deepcopy(value) for key, value in arguments.items() if key not in hidden}
+        # LangChain would leave others out without a word, so the tool would do something else than was asked for. One
+        # whose schema is no pydantic model checks them itself.
+        strict = model is not None and model.model_config.get("extra") != "allow" and "kwargs" not in fields
         known = {*fields, *json.loads(self.schema)["function"].get("parameters", {}).get("properties", ())}
-        if _takes_no_others(self.tool) and (unknown := ", ".join(sorted(given.keys() - known))):
+        if strict and (unknown := ", ".join(sorted(given.keys() - known))):
             return self._wrong(f"there is no parameter {unknown}")
-        given |= dict.fromkeys(_hidden(fields), views)
+        given |= dict.fromkeys(hidden, views)
         try:
             return _output(_run(self.tool, given), views, max_pixels=max_pixels)
         except ValidationError as error:
@@ -264,25 +269,6 @@ def _as_ids(hint: Any) -> Any:
 
 def _first_line(error: Exception) -> str:
     return describe_error(error).partition("\n")[0].rstrip(".")
-
-
-def _hidden(fields: Mapping[str, Any]) -> list[str]:
-    """Return the names of the parameters that get the views."""
-    return [key for key, field in fields.items() if field.annotation is Views]
-
-
-def _fields(tool: BaseTool) -> Mapping[str, Any]:
-    """Return the parameters of a tool by name; none where its schema is no pydantic model."""
-    schema = tool.args_schema
-    return schema.model_fields if isinstance(schema, type) and issubclass(schema, BaseModel) else {}
-
-
-def _takes_no_others(tool: BaseTool) -> bool:
-    """Return whether a tool takes no arguments but those of its schema: one of another kind checks them itself."""
-    schema: Any = tool.args_schema
-    if not isinstance(schema, type) or not issubclass(schema, BaseModel):
-        return False
-    return schema.model_config.get("extra") != "allow" and "kwargs" not in schema.model_fields
 
 
 def _run(tool: BaseTool, arguments: dict[str, Any]) -> Any:

@@ -200,43 +200,6 @@ class Context:
             return other.fork(shared=True)
         return self.backend.session(self.policy.eyes(self.store))
 
-    def reply(
-        self,
-        state: State,
-        asked: list[Message],
-        *,
-        on_text: Callable[[str], None] | None,
-        logprobs: bool = False,
-        alone: bool = False,
-    ) -> Reply:
-        """Generate the next assistant turn of the conversation so far, followed by the messages `asked`.
-
-        `alone`: of a conversation of these messages only.
-        """
-        seed = self.config.seed + len(state["turns"])
-        generation = self.config.generation
-        asked_for = (
-            getattr(self.backend, "gives_logprobs", False) if generation.logprobs is None else generation.logprobs
-        )
-        settings = SamplingParams(
-            **generation.model_dump(exclude={"logprobs"}),
-            seed=seed,
-            logprobs=logprobs or asked_for,
-            stop=self.protocol.stop,
-            tools=self.tools,
-            may_call=not asked,
-        )
-        before = [] if alone else state["messages"]
-        session = self.open(state["placed"], alone=alone)
-        talk = deepcopy([*before, *asked])  # somebody's session may put the pixels into the messages themselves
-        reply = session.reply(talk, settings=settings, on_text=on_text)
-        if not isinstance(reply, Reply):
-            raise BackendError(
-                f"The model '{self.backend.name}' returned a {type(reply).__name__} from reply(). It has to return a "
-                "qzoom_agent.models.interface.Reply."
-            )
-        return reply
-
     def read(self, turn: Turn, *, views: int | None = None) -> Parsed:
         """Parse a turn; one that its limit of tokens cut off has neither an answer nor a call.
 
@@ -414,10 +377,21 @@ def generate(
     logprobs: bool = False,
     alone: bool = False,
 ) -> tuple[Turn, Parsed, Reply]:
-    """Generate the turn after the conversation and the messages `asked`, and read it; see `Context.reply`."""
+    """Generate the turn after the conversation and the messages `asked`, and read it.
+
+    `alone`: the conversation so far is not read.
+    """
     ctx, index = runtime.context, len(state["turns"])
-    on_text = _live(runtime, index) if ctx.live else None
     generation, model = ctx.config.generation, ctx.backend.name
+    wanted = getattr(ctx.backend, "gives_logprobs", False) if generation.logprobs is None else generation.logprobs
+    settings = SamplingParams(
+        **generation.model_dump(exclude={"logprobs"}),
+        seed=ctx.config.seed + index,
+        logprobs=logprobs or wanted,
+        stop=ctx.protocol.stop,
+        tools=ctx.tools,
+        may_call=not asked,
+    )
     about = {
         "gen_ai.provider.name": ctx.provider,
         "gen_ai.request.model": model,
@@ -426,7 +400,15 @@ def generate(
         "gen_ai.request.top_p": generation.top_p,
     }
     with span("chat", model, about, parent=ctx.span) as chat:
-        reply = ctx.reply(state, asked, on_text=on_text, logprobs=logprobs, alone=alone)
+        session = ctx.open(state["placed"], alone=alone)
+        # A copy: somebody's session may put the pixels into the messages themselves.
+        talk = deepcopy([*([] if alone else state["messages"]), *asked])
+        reply = session.reply(talk, settings=settings, on_text=_live(runtime, index) if ctx.live else None)
+        if not isinstance(reply, Reply):
+            raise BackendError(
+                f"The model '{model}' returned a {type(reply).__name__} from reply(). It has to return a "
+                "qzoom_agent.models.interface.Reply."
+            )
         chat.set(
             {
                 "gen_ai.usage.input_tokens": reply.prompt_tokens,

@@ -135,11 +135,6 @@ class CropPolicy:
         """Return a gold box with its margin: each edge moved outwards, which also makes a line of text less thin."""
         return box.clamp(size).padded(self._config.oracle_margin).clamp(size)
 
-    def review_context(self, **known: Any) -> ReviewContext:
-        """Return the context of a review under this configuration; `known` are its other fields."""
-        config = self._config
-        return ReviewContext(config=config.review, map_decides=config.perception.gate == "statistics", **known)
-
     def review(
         self,
         shown: Sequence[View],

@@ -189,7 +189,7 @@ class ToolCallExecutor:
         names = dict(zip((view.id for view in shown), view_names(ctx.protocol, shown), strict=True))
         number = ctx.store.view(view_id).image if view_id in ctx.store else 0
         coarse = next((view for view in shown if view.id == coarse_id(number)), shown[0])
-        return ctx.policy.review_context(
+        return ReviewContext(
             look=None if self.look is None else self.look.of(number),
             refused_turns=self.refused_turns,
             crops_read=sum(view.kind == "crop" and view.id not in ctx.earlier for view in shown[: self.views_read]),
@@ -197,6 +197,8 @@ class ToolCallExecutor:
             replan=self._plan,
             name=names.__getitem__,
             write=lambda other: format_box(other, coarse, ctx.protocol.frame),
+            config=ctx.config.review,
+            map_decides=ctx.config.perception.gate == "statistics",
         )
 
     def _consider_tool(self, call: ToolCall) -> CallOutcome | Considered:

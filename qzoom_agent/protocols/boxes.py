@@ -8,7 +8,7 @@ image. A box that cannot be meant in its frame is an error that names the frame 
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from qzoom_agent.errors import BoxError
 from qzoom_agent.geometry import Frame, Size
@@ -72,7 +72,7 @@ def numbers_in(text: str) -> list[str]:
     return _NUMBER.findall(text.translate(_SIGNS))
 
 
-def box_key(arguments: Mapping[str, object]) -> str | None:
+def box_key(arguments: Mapping[Any, object]) -> str | None:
     """Return the name under which the arguments of a call give a box; None if there is none."""
     return next((key for key in BOX_KEYS if key in arguments), None)
 
@@ -250,8 +250,7 @@ class _Reader:
 
     def _from_names(self, given: Mapping[object, object], depth: int) -> list[float]:
         self.notes.append("box read from an object")
-        inner = next((name for name in BOX_KEYS if name in given), None)
-        if inner is not None:
+        if (inner := box_key(given)) is not None:
             return self.corners(given[inner], key=inner, depth=depth + 1)
         held = {_bare(str(name)): item for name, item in given.items()}
         for corners in _CORNERS:

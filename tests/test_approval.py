@@ -367,18 +367,8 @@ def test_ask_asks_at_the_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         return Agent(ScriptedBackend([FIRST, SECOND, TURNED, "42"]), config=config)
 
     monkeypatch.setattr(Agent, "from_pretrained", scripted)
-    flags = [
-        "ask",
-        path,
-        "what?",
-        "--approve",
-        "--protocol",
-        "qwen3vl",
-        "--tool",
-        "rotate",
-        "--save",
-        str(tmp_path / "s"),
-    ]
+    how = ["--protocol", "qwen3vl", "--tool", "rotate", "--save", str(tmp_path / "s")]
+    flags = ["ask", path, "what?", "--approve", *how]
     monkeypatch.setattr(
         sys, "stdin", io.StringIO("\ny\n9,9,9,9\n900,0,999,9\n0,0,100,100\n0,0,100,100\ntoo \x1bprivate\n")
     )

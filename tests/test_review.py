@@ -14,6 +14,7 @@ from qzoom_agent.policy import CropPolicy
 from qzoom_agent.review import (
     BestView,
     Heat,
+    ReviewContext,
     ReviewDecision,
     adds_nothing,
     best_view,
@@ -84,10 +85,12 @@ def review(
     **settings: Any,
 ) -> ReviewDecision:
     read = sum(one.kind == "crop" for one in shown) if crops_read is None else crops_read
-    rules = CropPolicy(AgentConfig().replace(policy=policy, **settings), VIEWS, perceives=True)
-    context = rules.review_context(
+    config = AgentConfig().replace(policy=policy, **settings)
+    rules = CropPolicy(config, VIEWS, perceives=True)
+    context = ReviewContext(
         look=look() if found is None else found, refused_turns=refused_turns, crops_read=read, image=SIZE,
         replan=replan, name=lambda name: f"<{name}>", write=lambda one: f"<{one.as_list()}>",
+        config=config.review, map_decides=config.perception.gate == "statistics",
     )  # fmt: skip
     return rules.review(shown, plan(box), context)
 

@@ -314,13 +314,6 @@ def test_usage_adds_up_an_episode() -> None:
     assert Usage.tally([], []) == Usage()
 
 
-def test_the_gate_fires_from_its_threshold_on() -> None:
-    assert PerceptionRecord(score=0.6, threshold=0.5).fired is True
-    assert PerceptionRecord(score=0.5, threshold=0.5).fired is True
-    assert PerceptionRecord(score=0.4, threshold=0.5).fired is False
-    assert PerceptionRecord(score=0.6).fired is None
-
-
 def test_the_environment_names_what_a_result_depends_on() -> None:
     found = describe_environment()
     assert {"python", "platform", "qzoom-agent", "torch", "transformers", "langgraph"} <= found.keys()

@@ -267,15 +267,3 @@ def test_a_crop_of_a_turned_image_has_a_box_of_whole_pixels() -> None:
     crop = Zoom(ZoomConfig(**budget)).cut(store, plan).view
     assert plan.box is not None and crop is not None
     assert crop.box == plan.box.corners == tuple(map(round, crop.box))
-
-
-def test_an_image_without_a_place_in_the_original_shows_none_of_it() -> None:
-    store = ViewStore()
-    store.add_original(Image.new("RGB", (560, 560)))
-    budget = {"factor": 28, "min_tokens": 16, "max_tokens": 64}
-    store.add_coarse(**budget)
-    chart = store.add_tool_image(Image.new("RGB", (280, 280)), **budget)
-    known = store.add_tool_image(Image.new("RGB", (280, 280)), matrix=(1, 0, 0, 0, 1, 0), **budget)
-    box = Box(0, 0, 140, 140)
-    assert (chart.coverage(box), known.coverage(box)) == (0.0, 1.0)
-    assert chart.coverage(Box(0, 0, 280, 280, view=chart.source)) == 1.0

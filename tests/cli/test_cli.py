@@ -286,19 +286,8 @@ def test_flags_win_over_set_and_set_over_the_file(
     play(["42"])
     config = tmp_path / "config.yaml"
     config.write_text("policy: blind\nseed: 5\nbudget: {max_turns: 2, max_views: 2}\n")
-    argv = [
-        "ask",
-        board,
-        "?",
-        "--json",
-        "--config",
-        str(config),
-        "--set",
-        "budget.max_turns=4",
-        "--set",
-        "policy=oracle",
-    ]
-    assert run(*argv, "--policy", "direct") == 0
+    changes = ["--set", "budget.max_turns=4", "--set", "policy=oracle", "--policy", "direct"]
+    assert run("ask", board, "?", "--json", "--config", str(config), *changes) == 0
     used = json.loads(capsys.readouterr().out)["config"]
     assert (used["policy"], used["seed"]) == ("direct", 5)
     assert (used["budget"]["max_turns"], used["budget"]["max_views"]) == (4, 2)
@@ -360,11 +349,12 @@ def test_a_report_may_go_to_stdout(play: Any, board: str, tmp_path: Path) -> Non
             assert written.startswith(b"<!doctype html>") and written.endswith(b"</html>\n")
 
 
-def test_progress_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
+
+def test_progress_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     stream = Terminal()
     progress = Progress(Console(stream=stream), "direct: ")
@@ -537,11 +527,6 @@ def test_a_crop_that_the_budget_keeps_back_is_told(tmp_path: Path, capsys: pytes
 
 
 # ---- the console ---------------------------------------------------------------------------------------------------
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
 
 
 def test_colours_need_a_terminal_that_wants_them(monkeypatch: pytest.MonkeyPatch) -> None:

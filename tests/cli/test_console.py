@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import io
-
 from qzoom_agent.cli.console import Console, printable, table
 from qzoom_agent.errors import visible
 from tests.cases import each_case
+from tests.cli.test_cli import Terminal
 
 
 @each_case(
@@ -38,8 +37,6 @@ def test_the_columns_of_a_table_stand_below_each_other_in_wide_letters() -> None
 
 
 def test_a_progress_line_is_not_wrapped_in_a_narrow_terminal() -> None:
-    stream = io.StringIO()
-    stream.isatty = lambda: True  # type: ignore[method-assign]
-    console = Console(stream=stream)
-    console.progress(1, 1, "x" * 200)
+    stream = Terminal()
+    Console(stream=stream).progress(1, 1, "x" * 200)
     assert stream.getvalue() == f"\r\x1b[K\x1b[?7l{'x' * 200}\x1b[?7h"

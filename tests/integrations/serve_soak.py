@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import base64
-import io
 import json
 import random
 import re
@@ -27,6 +25,7 @@ import httpx
 from qzoom_agent.agent import Agent
 from qzoom_agent.data.samples import TaskSource
 from qzoom_agent.evaluation.tasks.catalog import find_task
+from qzoom_agent.zoom.image_zoom import data_url
 
 WRONG: list[dict[str, Any] | str] = [
     {"model": "gpt-9"},
@@ -57,8 +56,7 @@ def questions(n: int) -> list[Asked]:
         options = {"policy": "implicit" if index % 6 == 0 else "direct", "budget": {"coarse_tokens": 25}}
         image = board.image.resize((board.image.width // 2, board.image.height // 2))
         answer = nano.replace(**options).run(image, board.question)
-        image.save(png := io.BytesIO(), "PNG")
-        body = request("data:image/png;base64," + base64.b64encode(png.getvalue()).decode(), board.question)
+        body = request(data_url(image), board.question)
         found.append(Asked(body | {"qzoom": options}, answer.text, [list(box) for box in answer.boxes]))
     return found
 

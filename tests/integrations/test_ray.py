@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from qzoom_agent.agent import Agent
 from qzoom_agent.errors import ConfigError
 from qzoom_agent.integrations.ray import AskRows
 from qzoom_agent.models.scripted import ScriptedBackend
+from qzoom_agent.zoom.image_zoom import data_url
 
 
 def agent() -> Agent:
@@ -23,9 +23,7 @@ def agent() -> Agent:
 
 def test_each_row_gets_its_answer(tmp_path: Path) -> None:
     Image.new("RGB", (168, 112)).save(tmp_path / "a.png")
-    png = io.BytesIO()
-    Image.new("RGB", (168, 112)).save(png, "PNG")
-    data = base64_uri(png.getvalue())
+    data = data_url(Image.new("RGB", (168, 112)))
     table = pa.table({"image": ["a.png", "missing.png", data], "question": ["what?", "what?", ""], "n": [1, 2, 3]})
     found = AskRows(agent, folder=tmp_path)(table)
     assert found.column_names[:4] == ["image", "question", "n", "answer"]
@@ -40,12 +38,6 @@ def test_each_row_gets_its_answer(tmp_path: Path) -> None:
         AskRows(agent)(pa.table({"image": [data], "question": ["what?"], "answer": ["known"]}))
     with pytest.raises(ConfigError, match="lack question"):
         AskRows(agent)(pa.table({"image": ["a.png"]}))
-
-
-def base64_uri(data: bytes) -> str:
-    import base64
-
-    return f"data:image/png;base64,{base64.b64encode(data).decode()}"
 
 
 @pytest.mark.slow

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import gzip
-import io
 import json
 import re
 import signal
@@ -32,6 +30,7 @@ from qzoom_agent.evaluation.run_log import RunFolder
 from qzoom_agent.evaluation.tasks.catalog import find_task
 from qzoom_agent.messages import Message, plain_text, view_ids
 from qzoom_agent.models.scripted import ScriptedBackend
+from qzoom_agent.zoom.image_zoom import data_url
 from tests.models.misbehaving import Misbehaving
 
 uvicorn = pytest.importorskip("uvicorn", reason="the extra [serve] is not installed")
@@ -51,8 +50,7 @@ PICTURE = Image.linear_gradient("L").resize((600, 400)).convert("RGB")
 
 
 def uri(image: Image.Image = PICTURE) -> str:
-    image.save(data := io.BytesIO(), "PNG")
-    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
+    return data_url(image)
 
 
 def parts(*content: dict[str, Any]) -> dict[str, Any]:

@@ -10,22 +10,12 @@ from time import process_time
 import pytest
 
 from qzoom_agent.protocols import PROTOCOLS, Parsed
-from qzoom_agent.views import View
+from tests.protocols.shown_views import COARSE, CROP1
 
 MADE = runpy.run_path(str(Path(__file__).parent / "hostile_outputs.py"))
 REPLIES: list[str] = MADE["hostile_outputs"]()
 SECONDS = 15.0
-COARSE = View(
-    id="coarse",
-    parent="original",
-    kind="coarse",
-    box=(0, 0, 640, 480),
-    width=448,
-    height=336,
-    digest="0" * 64,
-    tokens=192,
-)
-VIEWS = [COARSE, COARSE.model_copy(update={"id": "crop1", "parent": "coarse", "kind": "crop"})]
+VIEWS = [COARSE, CROP1]
 
 
 def test_the_replies_are_many_different_and_the_same_each_time() -> None:
@@ -83,7 +73,7 @@ def test_every_call_has_a_box_that_can_be_resolved(name: str, read: tuple[dict[s
         box = call.as_box
         assert box is not None and box.finite
         pixels = shown[call.view].to_original(box.ordered())
-        assert all(math.isfinite(edge) for edge in pixels.clamp((640, 480)).as_list())
+        assert all(math.isfinite(edge) for edge in pixels.clamp(COARSE.size).as_list())
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)

@@ -357,16 +357,7 @@ def test_pixels_are_those_of_the_first_view_whatever_was_shown_since(name: str) 
 
 def test_adaptvision_boxes_reach_the_original_through_the_view() -> None:
     """Its released code multiplies by two, since its image is shown at half its sides."""
-    half = View(
-        id="coarse",
-        parent="original",
-        kind="coarse",
-        box=(0, 0, 896, 672),
-        width=448,
-        height=336,
-        digest="0" * 64,
-        tokens=192,
-    )
+    half = COARSE.model_copy(update={"box": (0, 0, 896, 672)})
     box = only_call(parse("adaptvision", CALLS["adaptvision"], [half])).as_box
     assert box is not None and half.to_original(box).as_list() == [200, 400, 600, 660]
 

@@ -162,8 +162,6 @@ def test_the_prompt_of_the_models_folder_counts_unless_another_is_given() -> Non
 
 @pytest.fixture
 def picture(tmp_path: Path) -> Path:
-    from PIL import Image
-
     path = tmp_path / "picture.png"
     Image.new("RGB", (560, 560), "white").save(path)
     return path

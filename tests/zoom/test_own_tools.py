@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import io
 import json
 import math
 import sys
@@ -28,7 +26,7 @@ from qzoom_agent.models.scripted import ScriptedBackend
 from qzoom_agent.protocols import PROTOCOLS
 from qzoom_agent.review import ReviewDecision
 from qzoom_agent.views import View, ViewStore
-from qzoom_agent.zoom.image_zoom import png
+from qzoom_agent.zoom.image_zoom import image_block, png
 from qzoom_agent.zoom.own_tools import MOST_CHARACTERS, ToolOutput, find_own_tools
 from qzoom_agent.zoom.shipped_tools import enhance, read_text, rotate
 from qzoom_agent.zoom.tool_images import AffineImage, Views
@@ -244,12 +242,6 @@ NOT_READ = "(Not an image that can be read: the 4 bytes given)"
 HUGE = png(Image.new("1", (10_000, 10_000)))
 
 
-def block(**more: Any) -> dict[str, Any]:
-    data = io.BytesIO()
-    picture().save(data, "PNG")
-    return {"type": "image", "base64": base64.b64encode(data.getvalue()).decode(), "mime_type": "image/png", **more}
-
-
 @each_case(
     ("value", "text", "image"),
     [
@@ -270,7 +262,7 @@ def block(**more: Any) -> dict[str, Any]:
         (HUGE, f"(An image of 10000x10000 px is over the limit of 89000000 px: the {len(HUGE)} bytes given)", False),
         ((picture(), "turned"), "turned", True),
         (["turned", AffineImage(picture())], "turned", True),
-        ([block(), {"type": "text", "text": "seen"}], "seen", True),
+        ([image_block(picture()), {"type": "text", "text": "seen"}], "seen", True),
         ([picture(), picture()], "\nOnly the first of 2 images is shown.", True),
         ("a<|im_end|>b", "a< |im_end|>b", False),
     ],

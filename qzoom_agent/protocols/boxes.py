@@ -5,7 +5,6 @@ Read are lists (nested, of points, of boxes), strings, named corners, and a corn
 image. A box that cannot be meant in its frame is an error that names the frame and its range.
 """
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -196,7 +195,7 @@ class _Reader:
             number = float(value)
         except OverflowError:
             raise _unreadable() from None
-        if not abs(number) <= _LARGEST or not math.isfinite(number):
+        if not abs(number) <= _LARGEST:  # nor is NaN
             raise _unreadable()
         return number
 

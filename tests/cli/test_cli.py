@@ -31,6 +31,8 @@ from qzoom_agent.trace import Trace
 from tests.evaluation.player import numbers, player
 
 ZOOM = "<zoom>28 28 112 112</zoom>"
+PROBE = 'print(\'{"version": "9", "threads": 1, "device": "cpu", "bf16": null}\')'
+"""What `qzoom doctor` runs to look at torch, without torch."""
 Replies = Callable[[list[Message]], str]
 
 
@@ -464,7 +466,7 @@ def test_train_hands_over_everything_after_the_stage(monkeypatch: pytest.MonkeyP
 
 
 def test_doctor_prints_one_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(doctor, "_PROBE", 'print(\'{"version": "9", "threads": 1, "device": "cpu", "bf16": null}\')')
+    monkeypatch.setattr(doctor, "_PROBE", PROBE)
     code = run("doctor")
     captured = capsys.readouterr()
     names = [line.split("  ")[0] for line in captured.out.splitlines()]
@@ -478,7 +480,7 @@ def test_doctor_needs_no_home_folder(monkeypatch: pytest.MonkeyPatch, capsys: py
     def homeless(path: Path) -> Path:
         raise RuntimeError("Could not determine home directory.")
 
-    monkeypatch.setattr(doctor, "_PROBE", 'print(\'{"version": "9", "threads": 1, "device": "cpu", "bf16": null}\')')
+    monkeypatch.setattr(doctor, "_PROBE", PROBE)
     monkeypatch.setattr(Path, "expanduser", homeless)
     monkeypatch.delenv("HF_HOME", raising=False)
     assert run("doctor") in (0, 4)

@@ -32,10 +32,7 @@ def ask(reply: str, *, protocol: str, images: Any = WIDE, **options: Any) -> Ans
 # ---- answers --------------------------------------------------------------------------------------------------------
 
 
-@each_case(
-    "reply",
-    [f"<answer>{CALL}</answer>", f"<think>a</think><answer>{CALL}", f"<answer>\n{CALL}\n</answer>"],
-)
+@each_case("reply", [f"<answer>{CALL}</answer>", f"<think>a</think><answer>{CALL}", f"<answer>\n{CALL}\n</answer>"])
 def test_an_answer_that_is_nothing_but_a_call_is_a_call(reply: str) -> None:
     parsed = parse("deepeyes", reply)
     assert parsed.answer is None and [call.box for call in parsed.calls] == [(10, 20, 200, 220)]

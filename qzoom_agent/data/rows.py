@@ -255,8 +255,6 @@ def tables_in(folder: Path) -> list[Path]:
 def open_table(path: str, *, config: str | None = None, split: str = "train") -> Rows:
     """Return the table at a local path or hub id; the configuration and the split must be there.
 
-    A file of another name than `SUFFIXES` is read as JSON or JSON lines.
-
     Raises:
         ConfigError: It cannot be read, or is a file without rows.
     """
@@ -265,9 +263,7 @@ def open_table(path: str, *, config: str | None = None, split: str = "train") ->
         (where,) = found  # beside the images that it names
     try:
         if where.is_file():
-            suffix = where.suffix.lower()
-            rows = _file(where, suffix=suffix if suffix in SUFFIXES and suffix != ".json" else _json_kind(where))
-            if not len(rows):
+            if not len(rows := _file(where)):
                 raise ConfigError("there is nothing in it")
             return rows
         if not (where.exists() or on_hub(path)):
@@ -292,10 +288,18 @@ def on_hub(path: str) -> bool:
     return Path(path).suffix.lower() not in SUFFIXES and ("/" not in path or _is_hub_id(path))
 
 
-def _json_kind(path: Path) -> str:
-    """Return whether a file holds one JSON value or one a line; a single line may be either."""
+def _kind(path: Path) -> str:
+    """Return the suffix that says how a file is read: of .json files and of those of other names what they hold.
+
+    That is one JSON value or one a line; a single line may be either.
+    """
+    suffix = path.suffix.lower()
+    if suffix in SUFFIXES and suffix != ".json":
+        return suffix
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         first, second = file.readline().strip(), file.readline().strip()
+    if suffix not in SUFFIXES and first[:1] not in ("[", "{"):
+        return suffix
     try:
         row = _parsed(first)
     except ValueError:
@@ -304,10 +308,10 @@ def _json_kind(path: Path) -> str:
     return ".json" if has_rows else ".jsonl"
 
 
-def _file(path: Path, *, suffix: str = "", split: str | None = None, skip_bad: bool = False) -> Rows:
+def _file(path: Path, *, split: str | None = None, skip_bad: bool = False) -> Rows:
     if split is not None:
         raise ConfigError(f"{path} is one table and has no split {split!r}. Leave the split out, or give its own file.")
-    suffix, name, folder = suffix or path.suffix.lower(), str(path), path.parent
+    suffix, name, folder = _kind(path), str(path), path.parent
     if suffix in _LINES:
         return _json_lines(path, skip_bad=skip_bad)
     if suffix == ".json":

@@ -96,6 +96,12 @@ def test_an_image_in_a_cell_reaches_them_as_well(tmp_path: Path) -> None:
     assert len(pickle.loads(sent)[0]["image"]) == 200_000
 
 
+@pytest.mark.parametrize("name", ["t.json", "t.jsonl", "t.data"])
+def test_json_lines_are_read_under_other_names(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text('{"q": "a"}\n{"q": "b"}\n')
+    assert [row["q"] for row in open_path(tmp_path / name).data] == ["a", "b"]
+
+
 def test_json_lines_are_read_one_at_a_time(tmp_path: Path) -> None:
     table = tmp_path / "table.jsonl"
     table.write_text('\ufeff{"a": 1}\n\n{"a": "é", "b": [2]}\n{"a": 3', encoding="utf-8")
@@ -119,7 +125,7 @@ def test_a_row_that_is_nested_too_deeply_is_a_damaged_row(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("t.json", '{"a": 1}', "not a list of rows"),
+        ("t.json", '{\n"a": 1}', "not a list of rows"),
         ("t.json", "[1]", "not a list of rows"),
         ("t.json", "[", "Cannot read .*t.json as a table: JSONDecodeError"),
         ("t.jsonl", "[1]", "Row 1 of .* is not an object"),

@@ -50,7 +50,6 @@ ImageSource = str | Path | bytes | BinaryIO | Image.Image | np.ndarray[Any, Any]
 """What `load_image` takes; tensors of torch, too."""
 
 _ORIENTATION_TAG = 0x0112
-_WIDTH_TAG, _HEIGHT_TAG = 0x0100, 0x0101
 _TURNED = (5, 6, 7, 8)
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -288,11 +287,9 @@ def _ends(file: _CountedFile, format: str | None) -> bool:
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Return the size that an opened image has once it is upright."""
     width, height = image.size
-    if _orientation(image) not in _TURNED:
-        return width, height
-    if isinstance(image, TiffImageFile):  # newer Pillow turns its size as it opens it
-        width, height = image.tag_v2[_WIDTH_TAG], image.tag_v2[_HEIGHT_TAG]
-    return height, width
+    # Pillow itself turns the size of a TIFF as it opens it.
+    lies = _orientation(image) in _TURNED and not isinstance(image, TiffImageFile)
+    return (height, width) if lies else (width, height)
 
 
 def cut(image: Image.Image, box: Box) -> Image.Image:

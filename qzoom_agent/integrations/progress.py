@@ -167,11 +167,11 @@ class Progress:
         self.answer = answer
         if answer.status == "error":
             self.error = f"The model failed: {answer.record.error}"
-        shown = [view for view in answer.record.views if view.kind in ("crop", "tool")]
         zooms = count(1)
         self.crops = [
             self._crop(answer.store.image(view.id), f"Zoom {next(zooms)}" if view.kind == "crop" else "Image of a tool")
-            for view in shown
+            for view in answer.record.views
+            if view.kind in ("crop", "tool")
         ]
 
     def _crop(self, image: Image.Image, title: str) -> page.Thumbnail:

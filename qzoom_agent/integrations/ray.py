@@ -89,11 +89,9 @@ class AskRows:
             )
         given = [self.question] * len(table) if self.question is not None else table.column("question").to_pylist()
         found = self._answers(table.column("image").to_pylist(), given)
-        schema = arrow_schema(ANSWERED)
-        for name in ANSWERED:
-            column = pa.array([row.get(name) for row in found], schema.field(name).type)
-            at = table.column_names.index(name) if name in table.column_names else None
-            table = table.append_column(name, column) if at is None else table.set_column(at, name, column)
+        table = table.drop_columns(taken)
+        for field in arrow_schema(ANSWERED):
+            table = table.append_column(field, pa.array([row.get(field.name) for row in found], field.type))
         return table
 
     def _answers(self, cells: Sequence[Any], questions: Sequence[Any]) -> list[dict[str, Any]]:

@@ -149,8 +149,9 @@ def _tool_lines(text: str, own: Mapping[str, str]) -> list[TagSpan]:
     """Return the lines that call a tool; one with other words behind the name calls it if it is one of `own`."""
     found: list[TagSpan] = []
     for line in islice(_TOOL.finditer(text), MAX_CALLS_READ) if own else ():
-        parsed = read_json(text, line.end()) if text[line.end() : line.end() + 1] == "{" else None
-        end = parsed.end if parsed else len(text) if text[line.end() : line.end() + 1] == "{" else line.end()
+        opens = text.startswith("{", line.end())
+        parsed = read_json(text, line.end()) if opens else None
+        end = parsed.end if parsed else len(text) if opens else line.end()
         body = line[2] if line[2] is not None else text[line.end() : end]
         if line[2] is None or line[1] in own:
             found.append(TagSpan(body, text[line.start() : end], line.start(), end, True))

@@ -187,8 +187,8 @@ def serve(tool: Tool, store: ViewStore, arguments: dict[str, Any], *, frame: Fra
     result = tool.cut(store, tool.plan(store, box), label=read_label(arguments))
     if result.view is None:
         return ZoomReply(result.error or "", result=result)
-    text = _caption(result.view, store.original(result.view.id), [_SHARES] if box.frame != frame else [], result.notes)
-    return ZoomReply(text, store.image(result.view.id), result)
+    told = [_SHARES, *result.notes] if box.frame != frame else result.notes
+    return ZoomReply(_caption(result.view, store.original(result.view.id), told), store.image(result.view.id), result)
 
 
 def png(image: Image.Image) -> bytes:
@@ -231,10 +231,10 @@ def _read(arguments: dict[str, Any], store: ViewStore, frame: Frame, notes: list
     return Box(*found.box, frame=found.frame, view=name)
 
 
-def _caption(view: View, original: View, *notes: Sequence[str]) -> str:
+def _caption(view: View, original: View, notes: Sequence[str]) -> str:
     x1, y1, x2, y2 = (f"{value:g}" for value in view.box)
     place = (
         f"View '{view.id}' ({view.width}x{view.height} px) shows [{x1}, {y1}, {x2}, {y2}] of the {original.id} "
         f"{original.width}x{original.height} px."
     )
-    return " ".join([place, *(note for some in notes for note in some)])
+    return " ".join([place, *notes])

@@ -168,6 +168,7 @@ def _as_tool(function: Any) -> BaseTool:
         )
     name = function.__name__
     hints, images, parameters, signature = _hints(function), list[str](), [], inspect.signature(function)
+    injected = Annotated[Views, InjectedToolArg]
     for key, parameter in signature.parameters.items():
         hint = hints.get(key)
         _require_parameter(parameter, hint, tool=name)
@@ -176,9 +177,8 @@ def _as_tool(function: Any) -> BaseTool:
             hint, default = ids, "coarse" if hint is Image.Image else default
             images.append(key)
         elif hint is Views:
-            hint, default = Annotated[Views, InjectedToolArg], inspect.Parameter.empty
+            hint, default = injected, inspect.Parameter.empty
         parameters.append(parameter.replace(annotation=hint, default=default, kind=parameter.KEYWORD_ONLY))
-    injected = Annotated[Views, InjectedToolArg]
     parameters.append(inspect.Parameter(_GIVEN, inspect.Parameter.KEYWORD_ONLY, annotation=injected))
 
     def call(**arguments: Any) -> tuple[str, _Returned]:

@@ -224,10 +224,8 @@ class Metrics:
         self._visual = Counter("qzoom_visual_tokens", "Visual tokens of the views", ["view"], registry=registry)
         self._written = Counter("qzoom_written_tokens", "Tokens that the model wrote", registry=registry)
         self._calls = Counter("qzoom_zoom_calls", "Zoom calls of the model by outcome", ["outcome"], registry=registry)
-        running = Gauge("qzoom_running", "Requests under way", registry=registry)
-        running.set_function(lambda: pool.running)
-        waiting = Gauge("qzoom_waiting", "Requests that wait for a place", registry=registry)
-        waiting.set_function(lambda: pool.waiting)
+        Gauge("qzoom_running", "Requests under way", registry=registry).set_function(lambda: pool.running)
+        Gauge("qzoom_waiting", "Requests that wait for a place", registry=registry).set_function(lambda: pool.waiting)
 
     def answered(self, answer: Answer, seconds: float) -> None:
         usage = answer.usage

@@ -17,8 +17,6 @@ from starlette.responses import Response
 from qzoom_agent.integrations.limits import LOCAL, ServeConfig
 from qzoom_agent.integrations.serve.errors import RequestError
 
-_OPEN: Final = ("/health",)
-"""Paths that need no key."""
 _DROPPED: Final = 4
 """Bodies of up to so many times the limit are read to their end before they are refused."""
 
@@ -30,10 +28,10 @@ class KeyCheck(AuthenticationBackend):  # type: ignore[misc,unused-ignore]
         self._key = key
 
     async def authenticate(self, conn: HTTPConnection) -> None:
-        """Raise AuthenticationError for a stranger."""
+        """Raise AuthenticationError for a stranger, whom only /health answers."""
         scheme, _, sent = conn.headers.get("authorization", "").partition(" ")
         right = secrets.compare_digest(sent.strip().encode("latin-1"), self._key.encode())
-        if conn.scope["path"] not in _OPEN and not (scheme.lower() == "bearer" and right):
+        if conn.scope["path"] != "/health" and not (scheme.lower() == "bearer" and right):
             raise AuthenticationError
 
 

@@ -12,10 +12,11 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from qzoom_agent.errors import BoxError
+from qzoom_agent.files import valid_unicode
 from qzoom_agent.geometry import Frame
 from qzoom_agent.protocols.boxes import Quad, box_argument, box_key, read_index
 from qzoom_agent.protocols.json_repair import objects_in, read_json
-from qzoom_agent.protocols.parsing import MAX_CALLS_READ, MAX_NAME, TagSpan, first_view, readable
+from qzoom_agent.protocols.parsing import MAX_CALLS_READ, MAX_NAME, TagSpan, first_view
 from qzoom_agent.views import View
 
 ZOOM: Final = "image_zoom_in_tool"
@@ -69,7 +70,7 @@ class CallRegion(NamedTuple):
 def read_label(arguments: Arguments) -> str:
     """Return the model's words for what it looks for, shortened."""
     label = arguments.get("label")
-    return readable(label[:_MAX_LABEL]) if isinstance(label, str) else ""
+    return valid_unicode(label[:_MAX_LABEL]) if isinstance(label, str) else ""
 
 
 # ---- from text to arguments -----------------------------------------------------------------------------------------
@@ -97,7 +98,7 @@ def _payload(item: Arguments, notes: list[str]) -> Payload:
         item = inner
     name = str(next((item[key] for key in _NAME_KEYS if isinstance(item.get(key), str)), ""))
     given, number = next((item[key] for key in _ARGUMENT_KEYS if key in item), None), item.pop("id", "")
-    id = readable(number)[:MAX_NAME] if isinstance(number, str) else ""
+    id = valid_unicode(number)[:MAX_NAME] if isinstance(number, str) else ""
     if isinstance(given, str):
         notes.append("arguments read from a string")
         parsed = read_json(given)

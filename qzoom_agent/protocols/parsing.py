@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from itertools import pairwise
 
+from qzoom_agent.files import valid_unicode
 from qzoom_agent.protocols.interface import Parsed, ToolCall
 from qzoom_agent.views import View
 
@@ -125,11 +126,6 @@ class TagSpan:
     """A call in another format, which is not read: its numbers may be in another frame."""
 
 
-def readable(text: str) -> str:
-    """Return a text as valid Unicode."""
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
 def own_turn(text: str, repairs: list[str] | None = None) -> str:
     """Return what is the model's own in a reply: nothing after an invented result or a mark of the next turn.
 
@@ -138,7 +134,7 @@ def own_turn(text: str, repairs: list[str] | None = None) -> str:
     notes = [] if repairs is None else repairs
     if len(text) > MAX_REPLY:
         notes.append(f"only the first {MAX_REPLY} of {len(text)} characters read")
-    text = readable(text[:MAX_REPLY])
+    text = valid_unicode(text[:MAX_REPLY])
     echo = _ECHO.match(text)
     if echo:
         notes.append("head of the turn dropped")
@@ -167,7 +163,7 @@ def _ends_turn(mark: re.Match[str], text: str) -> bool:
 
 def without_marks(text: str) -> str:
     """Return a text of a tool as valid Unicode, with the marks of turns and images in it broken up."""
-    return _MARK.sub(lambda mark: f"{mark[0][0]} {mark[0][1:]}", readable(text))
+    return _MARK.sub(lambda mark: f"{mark[0][0]} {mark[0][1:]}", valid_unicode(text))
 
 
 def cut_off(text: str, *, limit: int) -> Parsed:

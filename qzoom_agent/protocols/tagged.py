@@ -19,6 +19,7 @@ import yaml
 from pydantic import BaseModel
 
 from qzoom_agent.errors import BoxError, ConfigError
+from qzoom_agent.files import valid_unicode
 from qzoom_agent.geometry import Frame
 from qzoom_agent.messages import Message, image_part, message
 from qzoom_agent.protocols.boxes import box_argument
@@ -42,7 +43,6 @@ from qzoom_agent.protocols.parsing import (
     TagSpan,
     foreign_call,
     read_reply,
-    readable,
     spans,
     tag,
 )
@@ -236,7 +236,7 @@ class Tagged(BaseModel, frozen=True, extra="forbid"):
         if not payloads:
             reply.problems.append(f"The call could not be read. {self.how}")
         for payload in payloads:
-            name = readable(payload.name).strip()[:MAX_NAME] or self.tools[0]
+            name = valid_unicode(payload.name).strip()[:MAX_NAME] or self.tools[0]
             if not payload.name and any(own in span.body for own in self.own):  # its arguments are no box of zoom
                 reply.problems.append(f"The call could not be read. {self.how}")
                 continue
@@ -266,7 +266,7 @@ class Tagged(BaseModel, frozen=True, extra="forbid"):
             found = next((one for one in views if name in (one.id, one.kind == "coarse" and one.origin)), None)
             if found is None:
                 known = ", ".join(view.id for view in views)
-                raise BoxError(f"There is no view {readable(named[:MAX_NAME])!r}. There are {known}.")
+                raise BoxError(f"There is no view {valid_unicode(named[:MAX_NAME])!r}. There are {known}.")
             return CallRegion(*box_argument(arguments, self.frame, repairs, size=found.size), found.id)
         # An index that the schema leaves optional is no correction where there is one image.
         optional = INDEX_NAMES[0] not in self.function.get("parameters", {}).get("required", ())

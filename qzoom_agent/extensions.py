@@ -11,7 +11,6 @@ Wherever the package takes one of these by name, it takes three forms:
 from __future__ import annotations
 
 import asyncio
-import importlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +21,7 @@ from functools import partial
 from importlib.metadata import entry_points
 from inspect import signature
 from pathlib import Path
+from pkgutil import resolve_name
 from traceback import extract_tb
 from typing import Any, Final
 
@@ -187,9 +187,7 @@ def _imported(name: str, kind: str) -> Any:
     if added:
         sys.path.insert(0, here)  # the `qzoom` command starts without the working directory on its path
     try:
-        value: Any = importlib.import_module(module)
-        for part in attribute.split("."):
-            value = getattr(value, part)
+        return resolve_name(name)
     except Exception as error:  # whatever a foreign module raises while it is imported
         raise ConfigError(
             f"The {kind} '{name}' cannot be imported: {type(error).__name__}: {error}. "
@@ -198,4 +196,3 @@ def _imported(name: str, kind: str) -> Any:
     finally:
         if added:
             sys.path.remove(here)
-    return value

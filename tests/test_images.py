@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 import warnings
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import pytest
@@ -28,6 +28,12 @@ def encoded(image, format="PNG", **options):
     file = io.BytesIO()
     image.save(file, format=format, **options)
     return file.getvalue()
+
+
+def turn(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
 
 
 def pixel(image, at=(0, 0)):
@@ -82,13 +88,20 @@ class Garbage(Files):
         self.wfile.write(b"garbage\r\n\r\n")
 
 
-def test_a_server_that_speaks_no_http_is_an_image_error():
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Garbage) as server:
+@contextmanager
+def serving(handler):
+    """Run a server; yield its address."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_a_server_that_speaks_no_http_is_an_image_error():
+    with serving(Garbage) as url:
         for path in ("/blue.png", "/a b"):
             with pytest.raises(ImageError, match="Cannot fetch"):
-                load_image(f"http://127.0.0.1:{server.server_address[1]}{path}", allow_url=True)
-        server.shutdown()
+                load_image(f"{url}{path}", allow_url=True)
 
 
 @pytest.mark.parametrize("head", [b"HTTP/1.1 200 OK\r\nX-A: ", b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n"])
@@ -113,15 +126,12 @@ def test_a_download_has_one_deadline(head: bytes, monkeypatch: pytest.MonkeyPatc
 
 
 def test_urls_are_off_unless_allowed():
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Files) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}"
+    with serving(Files) as url:
         with pytest.raises(ImageError, match=r"Download it and give the file; .*allow_url=True"):
             load_image(f"{url}/blue.png")
         assert pixel(load_image(f"{url}/blue.png", allow_url=True)) == (0, 0, 255)
         with pytest.raises(ImageError, match=r"Cannot fetch .*404"):
             load_image(f"{url}/other.png", allow_url=True)
-        server.shutdown()
     with pytest.raises(ImageError, match="Cannot fetch"):
         load_image(f"{url}/blue.png", allow_url=True)
 
@@ -230,23 +240,11 @@ def test_exif_orientation_turns_the_image_upright(orientation, format):
     # The camera stored the inverse of the turn that the tag asks for.
     undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}
     stored = upright if orientation == 1 else upright.transpose(undo[orientation])
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    found = load_image(encoded(stored, format, exif=exif, quality=95))
+    found = load_image(encoded(stored, format, exif=turn(orientation), quality=95))
     assert found.size == (32, 16)
     assert pixel(found, (3, 3)) == pytest.approx((255, 0, 0), abs=12)
     for white in ((28, 3), (3, 12), (28, 12)):
         assert pixel(found, white) == pytest.approx((255, 255, 255), abs=12)
-
-
-@each_case("loaded", [False, True])
-def test_a_pillow_image_of_a_turned_tiff_has_the_size_that_is_shown(loaded):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    image = Image.open(io.BytesIO(encoded(Image.new("RGB", (32, 16)), "TIFF", exif=exif)))
-    if loaded:
-        image.load()
-    assert check_image(image) == load_image(image).size == (16, 32)
 
 
 def test_a_pillow_image_whose_file_was_closed_says_what_to_do(tmp_path):
@@ -352,9 +350,7 @@ def test_the_pixels_of_a_file_are_decoded_and_not_copied(format, monkeypatch):
     copied = []
     copy = Image.Image.copy
     monkeypatch.setattr(Image.Image, "copy", lambda self: copied.append(self.size) or copy(self))
-    turned = Image.Exif()
-    turned[0x0112] = 6
-    for options, size in (({}, (60, 40)), ({"exif": turned}, (40, 60))):
+    for options, size in (({}, (60, 40)), ({"exif": turn(6)}, (40, 60))):
         data = encoded(Image.fromarray(noise()).resize((60, 40)), format, **options)
         found = load_image(data)
         assert found.size == size and type(found) is Image.Image and not copied
@@ -394,17 +390,16 @@ def test_shapes_that_no_model_is_shown_are_refused():
 
 def test_a_header_is_checked_without_decoding(tmp_path):
     path = tmp_path / "turned.jpg"
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.effect_noise((40, 30), 90).convert("RGB").save(path, exif=exif)
+    Image.effect_noise((40, 30), 90).convert("RGB").save(path, exif=turn(6))
     assert check_image(path) == load_image(path).size == (30, 40)
     path.write_bytes(path.read_bytes()[:-300])
     with pytest.raises(ImageError, match="Cannot decode"):
         check_image(path)
     for format in ("PNG", "WEBP", "TIFF"):  # Pillow turns the size of a TIFF by itself
-        turned = encoded(Image.new("RGB", (40, 30)), format, exif=exif)
+        turned = encoded(Image.new("RGB", (40, 30)), format, exif=turn(6))
         opened = Image.open(io.BytesIO(turned))
         assert check_image(turned) == check_image(opened) == load_image(opened).size == (30, 40)
+        assert check_image(opened) == (30, 40)  # now that its pixels are there
     for source in (Image.new("RGB", (8, 6)), np.zeros((6, 8))):
         assert check_image(source) == (8, 6)
     with pytest.raises(ImageError, match="over the limit of 9 px"):

@@ -103,9 +103,8 @@ def test_a_saved_folder_holds_every_image_and_no_pixels_in_the_record(tmp_path: 
     assert sorted(path.name for path in folder.rglob("*") if path.is_file()) == sorted(
         ["trace.json", *(f"{view.digest}.png" for view in store.views)]
     )
-    for path in folder.rglob(
-        "*.png"
-    ):  # packed with little effort (zlib's lowest level): a photograph takes seconds else
+    # packed with little effort (zlib's lowest level): a photograph takes seconds else
+    for path in folder.rglob("*.png"):
         assert path.read_bytes().partition(b"IDAT")[2][:2] == b"\x78\x01"
     assert (folder / "trace.json").stat().st_size < 2500
     loaded = Trace.load(folder / "trace.json")

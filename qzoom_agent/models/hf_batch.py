@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, Unpack, cast
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
 from qzoom_agent.errors import BackendError
@@ -145,11 +146,7 @@ class BatchEngine:
     def _states(self, sessions: Sequence[HFSession], ready: Sequence[Prepared]) -> tuple[Tensor, Tensor, Rotaries]:
         """Return the states of unfinished prefills, padded on the left, their valid columns and rotary embeddings."""
         hidden = _left_padded([cast(Tensor, cast(Prefill, one.prefill).hidden) for one in sessions])
-        placed, longest = [one.positions for one in ready], hidden.shape[1]
-        kind = torch.float32 if any(one.is_floating_point() for one in placed) else placed[0].dtype
-        positions = torch.cat([pad(one.to(kind), (longest - one.shape[-1], 0)) for one in placed], dim=-2)
-        missing = torch.tensor([longest - one.shape[-1] for one in placed], device=hidden.device)
-        valid = torch.arange(longest, device=hidden.device) >= missing[:, None]
+        positions, valid = _placed([one.positions for one in ready])
         return hidden, valid, self._decoder.rotary(hidden, positions)
 
     def reply(self, requests: Sequence[GenerationRequest]) -> list[Reply]:
@@ -218,10 +215,10 @@ class BatchEngine:
     def _one_by_one(self, requests: Sequence[GenerationRequest]) -> _Rows:
         """Prefill the prompts as their sessions do."""
         caches, logits, cached, token_layers = [], [], [], []
-        for session, prompt, positions in ((one.session, one.ready.prompt, one.ready.positions) for one in requests):
+        for session, ready in ((one.session, one.ready) for one in requests):
             with torch.inference_mode():  # as in a session, whose states are updated in place
-                cached.append(session.keep(prompt))
-                last, work = session.feed(prompt, positions, cached[-1])
+                cached.append(session.keep(ready.prompt))
+                last, work = session.feed(ready.prompt, ready.positions, cached[-1])
             logits.append(last)
             token_layers.append(work)
             caches.append(session.cache)
@@ -287,10 +284,9 @@ class BatchEngine:
 
     def _visual(self, ready: Sequence[Prepared]) -> Tensor:
         """Return the visual tokens of prompts, (rows, tokens) bool, padded on the left."""
-        image, device = self._backend.codec.image_id, self._backend.model.device
-        return _left_padded([torch.tensor([one.prompt.ids], device=device)[..., None] == image for one in ready])[
-            ..., 0
-        ]
+        ids = [torch.tensor(one.prompt.ids, device=self._backend.model.device) for one in ready]
+        image = self._backend.codec.image_id
+        return pad_sequence([one == image for one in ids], batch_first=True, padding_side="left")
 
     def _masks(self, valid: Tensor, hidden: Tensor, ready: Sequence[Prepared]) -> Masks:
         """Return the masks of whole conversations over themselves."""
@@ -306,9 +302,7 @@ class BatchEngine:
         if counts is None:
             counts = [one.get_seq_length() for one in caches]
         longest = max(counts)
-        stacked, device = self._decoder.cache(), self._backend.model.device
-        at, missing = torch.arange(longest, device=device), longest - torch.tensor(counts, device=device)
-        valid = at >= missing[:, None]
+        stacked, valid = self._decoder.cache(), _last_columns(counts, longest, self._backend.model.device)
         if not longest:
             return stacked, valid
         for index in layers:
@@ -377,18 +371,26 @@ def padded(
     longest = max(len(part) for part in parts)
     filler = next(iter(backend.end_ids))  # any id that is no image; the mask hides it
     ids = torch.tensor([[filler] * (longest - len(part)) + list(part) for part in parts], device=device)
+    rows = list(zip(sessions, ready, starts, strict=True))
+    positions, valid = _placed([one.positions[..., start:] for _, one, start in rows])
+    features = [view for session, one, start in rows for view in session.features(one.prompt, start)]
+    return Decoder(backend.model).embed(ids, features), positions, valid
+
+
+def _placed(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the positions (..., 1, tokens) of rows, padded on the left, and their valid columns."""
     # aligned positions are fractions of a cell
-    kind = torch.float32 if any(one.positions.is_floating_point() for one in ready) else ready[0].positions.dtype
-    where = torch.zeros(*ready[0].positions.shape[:-2], len(parts), longest, dtype=kind, device=device)
-    valid = torch.zeros(len(parts), longest, dtype=torch.bool, device=device)
-    features = []
-    for row, (one, start) in enumerate(zip(ready, starts, strict=True)):
-        count = len(parts[row])
-        if count:
-            where[..., row, longest - count :] = one.positions[..., 0, start:].to(kind)
-            valid[row, longest - count :] = True
-        features += sessions[row].features(one.prompt, start)
-    return Decoder(backend.model).embed(ids, features), where, valid
+    kind = torch.float32 if any(one.is_floating_point() for one in rows) else rows[0].dtype
+    counts = [one.shape[-1] for one in rows]
+    longest = max(counts)
+    positions = [pad(one.to(kind), (longest - count, 0)) for one, count in zip(rows, counts, strict=True)]
+    return torch.cat(positions, dim=-2), _last_columns(counts, longest, rows[0].device)
+
+
+def _last_columns(counts: Sequence[int], columns: int, device: torch.device) -> Tensor:
+    """Return (rows, columns) bool: True in the last `counts` columns of each row."""
+    missing = columns - torch.tensor(counts, device=device)
+    return torch.arange(columns, device=device) >= missing[:, None]
 
 
 @contextmanager

@@ -115,32 +115,17 @@ class HFSession:
         self.backend, self.image = backend, image
         self._model, self._codec = backend.model, backend.codec
         self._pool, self._encodes = pool, encodes
-        self.lean = False
-        """The last look wants its prefill finished leanly (`perception.lean`)."""
         # only families with positions in two dimensions (MRoPE) have this method
         self._rope_index = getattr(self._model.base_model, "get_rope_index", None)
         text = self._model.config.get_text_config()
         self._sees_forwards = getattr(text, "use_bidirectional_attention", None) == "vision"
-        self.places: dict[str, tuple[str, Cells]] = {}
-        """The crops with aligned positions: each with the view that it was cut from, and its cells there."""
-        self._parts: dict[str, tuple[str, ...]] = {}
-        self._digests: dict[str, str] = {}
-        self._grids: dict[str, Grid] = {}
-        self._images: dict[str, EncodedView] = {}
-        self._read: dict[str, tuple[tuple[int, ...], dict[str, Tensor]]] = {}
-        self._ahead: dict[str, EncodedView] = {}
-        self._turns: list[EncodedTurn] = []
         self.limit: int = text.max_position_embeddings
         """Positions that the model was built for."""
-        self.held = Prompt()
-        """The ids that cache or prefill hold."""
-        self.cache = new_cache(self._model.config)
-        """Keys and values of `held`, (1, heads, tokens, width) in each layer; not in use while there is a `prefill`."""
-        self._snapshots = Snapshots()
-        self.prefill: Prefill | None = None
-        """The coarse pass that a look left unfinished; None otherwise."""
+        self.lean = False
+        """The last look wants its prefill finished leanly (`perception.lean`)."""
         self.prompt_logits: Tensor | None = None
         """Logits (vocabulary,) after the prompt of the last reply, for calibration and tests."""
+        self.close()
 
     @property
     def known(self) -> set[str]:
@@ -160,8 +145,15 @@ class HFSession:
         return other
 
     def close(self) -> None:
-        self._images, self._digests, self._turns, self.places, self._parts = {}, {}, [], {}, {}
-        self._read, self._ahead, self._grids = {}, {}, {}
+        self.places: dict[str, tuple[str, Cells]] = {}
+        """The crops with aligned positions: each with the view that it was cut from, and its cells there."""
+        self._parts: dict[str, tuple[str, ...]] = {}
+        self._digests: dict[str, str] = {}
+        self._grids: dict[str, Grid] = {}
+        self._images: dict[str, EncodedView] = {}
+        self._read: dict[str, tuple[tuple[int, ...], dict[str, Tensor]]] = {}
+        self._ahead: dict[str, EncodedView] = {}
+        self._turns: list[EncodedTurn] = []
         self._forget()
 
     def look(self, messages: Sequence[Message], **how: Unpack[LookOptions]) -> list[PerceptionRecord]:
@@ -480,10 +472,13 @@ class HFSession:
         return shown
 
     def _forget(self) -> None:
-        self.prefill = None
         self.held = Prompt()
+        """The ids that cache or prefill hold."""
         self.cache = new_cache(self._model.config)
+        """Keys and values of `held`, (1, heads, tokens, width) in each layer; not in use while there is a `prefill`."""
         self._snapshots = Snapshots()
+        self.prefill: Prefill | None = None
+        """The coarse pass that a look left unfinished; None otherwise."""
 
 
 def encode_views(backend: "HFBackend", images: Mapping[str, Image.Image]) -> dict[str, EncodedView]:

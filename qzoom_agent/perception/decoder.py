@@ -60,7 +60,6 @@ class Decoder:
         """Kind of each layer."""
         self.recurrent = LINEAR in self.kinds
         """Some layers hold one state of the whole past, which cannot be cropped."""
-        self._mask_cache = cache_name(create_causal_mask)
         kernel = self.config._attn_implementation
         if SLIDING in self.kinds and kernel not in ("sdpa", "eager"):
             raise BackendError(
@@ -114,9 +113,8 @@ class Decoder:
             columns = hidden.shape[1] + (0 if past is None else past.get_seq_length())
             valid = torch.ones(len(hidden), columns, dtype=torch.bool, device=hidden.device)
             return layer_masks(self.model.config, valid, hidden, visual=visual)
-        more: dict[str, Any] = {self._mask_cache: past}
-        made: Any = create_causal_mask(config=self.config, inputs_embeds=hidden, attention_mask=None, **more)
-        mask: Tensor | None = made
+        given: dict[str, Any] = {"attention_mask": None, cache_name(create_causal_mask): past}
+        mask: Tensor | None = create_causal_mask(config=self.config, inputs_embeds=hidden, **given)
         return {FULL: mask, LINEAR: None} if self.recurrent else mask
 
     def run(
@@ -218,8 +216,11 @@ class Prefill:
         tokens = new.hidden.shape[1]
         # a crop will be inserted behind the last image, where recurrent states have to be remembered
         edge = int(new.visual[0].nonzero().max()) + 1 if self.decoder.recurrent and bool(new.visual.any()) else tokens
-        for part in (slice(edge), slice(edge, None))[: 1 + (edge < tokens)]:
-            self._extend(new.cut(part) if edge < tokens else new, cut(rotary, part))
+        if edge == tokens:
+            self._extend(new, rotary)
+        else:
+            for part in (slice(edge), slice(edge, None)):
+                self._extend(new.cut(part), cut(rotary, part))
         return self.k * tokens
 
     def _extend(self, new: Embedded, rotary: Rotaries) -> None:

@@ -24,7 +24,7 @@ from qzoom_agent.perception.adapters import Adapter, of_full_layers
 from qzoom_agent.perception.branch_config import BranchConfig
 from qzoom_agent.perception.branches import SDRPN, Branches
 from qzoom_agent.perception.decoder import Rotaries, Rotary, cut
-from qzoom_agent.perception.maps import MapRegion, cutoff, foreground, keep_mask, probabilities, regions, smoothed
+from qzoom_agent.perception.maps import MapRegion, cutoff, keep_mask, probabilities, regions, smoothed
 from qzoom_agent.perception.masks import Masks
 
 Images = Sequence[tuple[int, int, int]]
@@ -192,14 +192,16 @@ def _regions_of(heats: Sequence[tuple[Tensor, Tensor, Tensor]], options: Percept
     """Return the maps of one conversation with their regions; none where no view is searched."""
     if not heats:
         return []
+    blurred = [smoothed(heat, options) for *_, heat in heats]
     if joint and options.peak_share is not None:
-        peak = max(float(smoothed(heat, options).max()) for *_, heat in heats)
+        peak = max(float(one.max()) for one in blurred)
         options = options.model_copy(update={"peak_share": None, "threshold": options.peak_share * peak})
-    maps, floor = [], options.threshold or 0.0
-    for logits, keep, heat in heats:
-        found = foreground(heat, floor, options)
+    maps = []
+    for (logits, keep, heat), smooth in zip(heats, blurred, strict=True):
+        limit = cutoff(smooth, options.threshold or 0.0, options)
+        found = (smooth > limit).numpy()
         boxes = regions(heat, found, limit=options.max_regions, sides=options.box)
-        maps.append(Map(logits, keep, heat, cutoff(smoothed(heat, options), floor, options), found, boxes))
+        maps.append(Map(logits, keep, heat, limit, found, boxes))
     if joint:
         ranked = sorted((region for one in maps for region in one.regions), key=lambda region: -region.peak)
         best = ranked[: options.max_regions]

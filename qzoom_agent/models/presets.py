@@ -260,13 +260,11 @@ def known(name: str) -> Preset | None:
         return PRESETS[name]
     cached = _CACHED.search(name)
     repository = (cached[2] if cached else name.rstrip("/").rpartition("/")[2]).lower()
-    found = None
-    for preset in PRESETS.values():
-        own = "" if preset.name in SHIPPED else preset.source.rpartition("/")[2].lower()
-        longer = found is None or len(own) > len(found.source.rpartition("/")[2])
-        if own and longer and re.fullmatch(rf"{re.escape(own)}(?:[-_.].*)?", repository):
-            found = preset
-    return found
+    published = {
+        name: preset.source.rpartition("/")[2].lower() for name, preset in PRESETS.items() if name not in SHIPPED
+    }
+    fits = [name for name, own in published.items() if re.fullmatch(rf"{re.escape(own)}(?:[-_.].*)?", repository)]
+    return PRESETS[max(fits, key=lambda fit: len(published[fit]))] if fits else None
 
 
 def recognised(preset: Preset, config: Mapping[str, Any], card: str = "", *, vocabulary: str = "") -> Preset:

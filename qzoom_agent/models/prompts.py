@@ -138,16 +138,19 @@ class PromptCodec:
 
     def _rest(self, text: str, at: int) -> list[int]:
         """Return the ids of text[at:], as in the whole text if a token begins at `at`, else tokenised alone."""
-        bos = self.tokenizer.bos_token
-        special = bos is None or not text.startswith(bos)
         if at == 0:
-            return list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
+            return list(self.tokenizer(text, add_special_tokens=self._lacks_bos(text))["input_ids"])
         if self.tokenizer.is_fast:
-            coded = self.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
+            coded = self.tokenizer(text, add_special_tokens=self._lacks_bos(text), return_offsets_mapping=True)
             starts = [start for start, _ in coded["offset_mapping"]]
             if at in starts:
                 return list(coded["input_ids"][starts.index(at, 1) :])
         return list(self.tokenizer(text[at:], add_special_tokens=False)["input_ids"])
+
+    def _lacks_bos(self, text: str) -> bool:
+        """Return True if the template left it to the tokenizer to begin with its special token."""
+        bos = self.tokenizer.bos_token
+        return bos is None or not text.startswith(bos)
 
     def expand(self, ids: Sequence[int], views: Sequence[str], images: Mapping[str, Sequence[int]]) -> Prompt:
         """Replace the placeholders by the ids of the views, in order. Raises BackendError if they do not match."""
@@ -182,12 +185,10 @@ class PromptCodec:
     def whole(self, text: str, images: Sequence[Image.Image]) -> Mapping[str, Any]:
         """Return the stock processor's inputs for a rendered conversation with its images. Raises BackendError."""
         fitted = [fit(image, self.processor, self.config) for image in images]
-        bos = self.tokenizer.bos_token
-        special = bos is None or not text.startswith(bos)
         call: Any = self.processor
         try:
             coded: Mapping[str, Any] = call(
-                images=fitted or None, text=[text], add_special_tokens=special, return_tensors="pt"
+                images=fitted or None, text=[text], add_special_tokens=self._lacks_bos(text), return_tensors="pt"
             )
         except (ValueError, TypeError, KeyError, IndexError) as error:
             raise BackendError(

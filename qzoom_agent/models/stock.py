@@ -58,13 +58,10 @@ class StockBackend:
         self.name, self.protocol, self.defaults = loaded.name, loaded.protocol, loaded.defaults
         self.settings, self.prompt = loaded.settings, loaded.prompt
         self.placement = f"{loaded.placement}; stock generate"
+        self.view_tokens = loaded.view_tokens
 
     def session(self, image: ImageSource) -> "StockSession":
         return StockSession(self.loaded, image)
-
-    def view_tokens(self, image: Image.Image) -> int:
-        """Return the number of visual tokens that the processor makes of a view."""
-        return self.loaded.view_tokens(image)
 
 
 class StockSession:
@@ -72,8 +69,8 @@ class StockSession:
 
     def __init__(self, loaded: "HFBackend", image: ImageSource) -> None:
         self._loaded, self._image = loaded, image
-        self._shown: dict[str, int] = {}
-        """Visual tokens of each view shown so far."""
+        self._shown = set[str]()
+        """Views shown so far."""
 
     def reply(self, messages: Sequence[Message], *, settings: SamplingParams, on_text: OnText | None = None) -> Reply:
         began = perf_counter()
@@ -109,7 +106,7 @@ class StockSession:
             )
         if not end.stopped:
             stream.finish()
-        self._shown |= new
+        self._shown |= new.keys()
         written: list[int] = out[0, prompt.shape[1] :].tolist()
         said = [pair for pair in zip(written, draw.logps, strict=False) if pair[0] not in loaded.end_ids]
         return Reply(
@@ -125,7 +122,7 @@ class StockSession:
         )
 
     def close(self) -> None:
-        self._shown = {}
+        self._shown.clear()
 
 
 class _Draw(LogitsProcessor):

@@ -37,7 +37,7 @@ from qzoom_agent.perception.branch_config import (
     branch_folder,
     default_k,
 )
-from qzoom_agent.perception.decoder import Rotary, is_plain, last_token, layer_share, project, rotate, run_layer
+from qzoom_agent.perception.decoder import Rotary, last_token, last_token_share, layer_share, project, rotate, run_layer
 
 _SCALE = ".scale"
 
@@ -98,9 +98,7 @@ class Gate(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.head = nn.Linear(hidden_size, 1)
-        last: Any = self.layers[-1]
-        share = layer_share((last.self_attn.k_proj, last.self_attn.v_proj), last) if is_plain(last) else 1.0
-        self.layers_a_token = len(self.layers) - 1 + share
+        self.layers_a_token = len(self.layers) - 1 + last_token_share(self.layers[-1])
         """Work for each token, in decoder layers."""
 
     def forward(self, hidden: Tensor, *, rotary: Rotary, mask: Tensor | None) -> Tensor:

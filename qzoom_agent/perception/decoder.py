@@ -114,7 +114,8 @@ class Decoder:
             valid = torch.ones(len(hidden), columns, dtype=torch.bool, device=hidden.device)
             return layer_masks(self.model.config, valid, hidden, visual=visual)
         given: dict[str, Any] = {"attention_mask": None, cache_name(create_causal_mask): past}
-        mask: Tensor | None = create_causal_mask(config=self.config, inputs_embeds=hidden, **given)
+        made: Any = create_causal_mask(config=self.config, inputs_embeds=hidden, **given)
+        mask: Tensor | None = made
         return {FULL: mask, LINEAR: None} if self.recurrent else mask
 
     def run(
@@ -177,7 +178,7 @@ class Decoder:
         if lean:
             last = self.text.layers[-1]
             out = last_token(last, out, rotary=of_full_layers(rotary), mask=of_full_layers(mask), cache=cache)
-            work += layer_share((last.self_attn.k_proj, last.self_attn.v_proj), last)
+            work += last_token_share(last)
         return self.logits(out), work
 
     def head(self, normed: Tensor) -> Tensor:
@@ -352,6 +353,11 @@ def cut(rotary: R, tokens: slice) -> R:
     if isinstance(rotary, dict):
         return {kind: cut(one, tokens) for kind, one in rotary.items()}
     return rotary[0][:, tokens], rotary[1][:, tokens]
+
+
+def last_token_share(layer: Any) -> float:
+    """Return the work of `last_token` for each token, in layers."""
+    return layer_share((layer.self_attn.k_proj, layer.self_attn.v_proj), layer) if is_plain(layer) else 1.0
 
 
 def layer_share(run: Sequence[nn.Module], layer: nn.Module) -> float:

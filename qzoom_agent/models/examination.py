@@ -93,11 +93,9 @@ def tokens(loaded: HFBackend, store: ViewStore, asked: list[Message]) -> Finding
     shown = {view: store.image(view) for view in view_ids(asked)}
     real = int((stock_inputs(loaded, asked, shown)["input_ids"] == loaded.codec.image_id).sum())
     text = f"{real} shown, {counted} counted"
-    return (
-        Finding("visual tokens", text)
-        if real == counted
-        else Finding("visual tokens", text, "bad", "Budgets and costs of this model would be wrong. Report this line.")
-    )
+    if real == counted:
+        return Finding("visual tokens", text)
+    return Finding("visual tokens", text, "bad", "Budgets and costs of this model would be wrong. Report this line.")
 
 
 def look_and_zoom(backend: HFBackend, store: ViewStore, asked: list[Message]) -> Iterator[Finding]:

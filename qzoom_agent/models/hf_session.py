@@ -127,6 +127,27 @@ class HFSession:
         """Logits (vocabulary,) after the prompt of the last reply, for calibration and tests."""
         self.close()
 
+    def close(self) -> None:
+        self.places: dict[str, tuple[str, Cells]] = {}
+        """The crops with aligned positions: each with the view that it was cut from, and its cells there."""
+        self._parts: dict[str, tuple[str, ...]] = {}
+        self._digests: dict[str, str] = {}
+        self._grids: dict[str, Grid] = {}
+        self._images: dict[str, EncodedView] = {}
+        self._read: dict[str, tuple[tuple[int, ...], dict[str, Tensor]]] = {}
+        self._ahead: dict[str, EncodedView] = {}
+        self._turns: list[EncodedTurn] = []
+        self._forget()
+
+    def _forget(self) -> None:
+        self.held = Prompt()
+        """The ids that cache or prefill hold."""
+        self.cache = new_cache(self._model.config)
+        """Keys and values of `held`, (1, heads, tokens, width) in each layer; not in use while there is a `prefill`."""
+        self._snapshots = Snapshots()
+        self.prefill: Prefill | None = None
+        """The coarse pass that a look left unfinished; None otherwise."""
+
     @property
     def known(self) -> set[str]:
         """The views that are encoded."""
@@ -143,18 +164,6 @@ class HFSession:
         if shared and self.prefill is not None:
             other.prefill, other.held = self.prefill.fork(), self.held
         return other
-
-    def close(self) -> None:
-        self.places: dict[str, tuple[str, Cells]] = {}
-        """The crops with aligned positions: each with the view that it was cut from, and its cells there."""
-        self._parts: dict[str, tuple[str, ...]] = {}
-        self._digests: dict[str, str] = {}
-        self._grids: dict[str, Grid] = {}
-        self._images: dict[str, EncodedView] = {}
-        self._read: dict[str, tuple[tuple[int, ...], dict[str, Tensor]]] = {}
-        self._ahead: dict[str, EncodedView] = {}
-        self._turns: list[EncodedTurn] = []
-        self._forget()
 
     def look(self, messages: Sequence[Message], **how: Unpack[LookOptions]) -> list[PerceptionRecord]:
         began, options, further = perf_counter(), how["options"], how.get("further", False)
@@ -470,15 +479,6 @@ class HFSession:
                 shown[span.start - left : span.stop - left] = [span.start + at for at in kept]
                 left += span.stop - span.start - len(kept)
         return shown
-
-    def _forget(self) -> None:
-        self.held = Prompt()
-        """The ids that cache or prefill hold."""
-        self.cache = new_cache(self._model.config)
-        """Keys and values of `held`, (1, heads, tokens, width) in each layer; not in use while there is a `prefill`."""
-        self._snapshots = Snapshots()
-        self.prefill: Prefill | None = None
-        """The coarse pass that a look left unfinished; None otherwise."""
 
 
 def encode_views(backend: "HFBackend", images: Mapping[str, Image.Image]) -> dict[str, EncodedView]:

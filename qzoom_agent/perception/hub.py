@@ -233,6 +233,6 @@ def explained(repo: str, revision: str | None, looked: str = "") -> Iterator[Non
 
 
 def _share(value: Any) -> str:
-    return (
-        f"{value:.1%}" if isinstance(value, int | float) and 0 <= value <= 1 else str("-" if value is None else value)
-    )
+    if value is None:
+        return "-"
+    return f"{value:.1%}" if isinstance(value, int | float) and 0 <= value <= 1 else str(value)

@@ -34,6 +34,16 @@ def backend(request: pytest.FixtureRequest, load: Callable[[Family], HFBackend])
     return load(request.param)
 
 
+@pytest.fixture
+def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of replies that are generated at a time."""
+    generate, found = BatchEngine.generate, list[int]()
+    monkeypatch.setattr(
+        BatchEngine, "generate", lambda self, requests: (found.append(len(requests)), generate(self, requests))[1]
+    )
+    return found
+
+
 def config(policy: str, **more: object) -> AgentConfig:
     return AgentConfig().replace(
         policy=policy, **{"generation.max_new_tokens": 6, "budget.max_turns": 2, "budget.coarse_tokens": 36, **more}
@@ -41,14 +51,9 @@ def config(policy: str, **more: object) -> AgentConfig:
 
 
 @pytest.mark.parametrize("policy", ["implicit", pytest.param("explicit", marks=pytest.mark.slow)])
-def test_answers_are_those_of_single_sessions(backend: HFBackend, policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_are_those_of_single_sessions(backend: HFBackend, policy: str, sizes: list[int]) -> None:
     options = {"perception.threshold": 0.3, "perception.gate_threshold": 0.5, "generation.temperature": 1.0}
     alone = Agent(backend, config=config(policy, **options)).batch(PAIRS, workers=1)
-    sizes: list[int] = []
-    generate = BatchEngine.generate
-    monkeypatch.setattr(
-        BatchEngine, "generate", lambda self, requests: (sizes.append(len(requests)), generate(self, requests))[1]
-    )
     table = BatchedBackend(backend, 3, linger=0.5)
     beside = Agent(table, config=config(policy, **options)).batch(PAIRS, workers=3)
     assert all(one.status != "error" for one in alone)
@@ -61,12 +66,7 @@ def test_answers_are_those_of_single_sessions(backend: HFBackend, policy: str, m
     assert not table.queue._waiting
 
 
-def test_a_batch_of_the_agent_is_computed_together(backend: HFBackend, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes: list[int] = []
-    generate = BatchEngine.generate
-    monkeypatch.setattr(
-        BatchEngine, "generate", lambda self, requests: (sizes.append(len(requests)), generate(self, requests))[1]
-    )
+def test_a_batch_of_the_agent_is_computed_together(backend: HFBackend, sizes: list[int]) -> None:
     answers = Agent(backend, config=config("direct")).batch(iter(PAIRS))
     assert max(sizes) > 1
     assert {answer.trace.status for answer in answers} <= {"answered", "budget"}

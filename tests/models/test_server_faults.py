@@ -366,6 +366,7 @@ def test_a_large_reply_takes_little_memory(server: Misbehaving, packing: str) ->
         ('"text"', "no chat completion"),
         ('{"choices": null}', "no chat completion"),
         ('{"choices": {}}', "no chat completion"),
+        ('{"choices": []}', "no chat completion"),
         ('{"choices": [null]}', "no chat completion"),
         ('{"choices": [{"message": null}]}', "no chat completion"),
         ('{"choices": [{"message": "42"}]}', "no chat completion"),
